@@ -1,0 +1,211 @@
+"""Every field, once, with its unit and its allowed values; the only place with defaults.
+
+Other files start from `get_config` here and override what differs. Choices can be given behind a
+colon: `--config=configs/demo.py:method=end2end,segmenter=unet,seed=1,runlocal`.
+"""
+
+from ml_collections import ConfigDict
+
+METHODS = ("real_only", "separate", "joint", "end2end")
+
+
+def source_config() -> ConfigDict:
+    """Where images and masks come from; only the block named by `source` is read."""
+    config = ConfigDict()
+    config.source = "folder"  # 'phantom' | 'folder' | 'tfds'
+    config.phantom = ConfigDict()
+    config.phantom.style = "dermoscopy"  # 'dermoscopy' (RGB) | 'ultrasound' (grey)
+    config.phantom.num_cases = 200
+    config.phantom.seed = 0  # of the data, not of the training
+    config.phantom.image_size = 64  # pixels
+    config.phantom.shifted = False  # True: another camera
+    config.folder = ConfigDict()
+    config.folder.name = "folder"  # appears in reports; part of the seed of the split
+    config.folder.images_dir = ""  # or several, joined by ','
+    config.folder.masks_dir = ""  # may be the same folder; as many as images_dir
+    config.folder.class_names = ("foreground",)  # ids 1, 2, ... in this order
+    config.folder.include = ""  # text file of case ids to use; '' for all
+    config.folder.group_pattern = ""  # regular expression; what it finds in an id is the patient
+    config.tfds = ConfigDict()
+    config.tfds.name = "isic2017"  # see fewshotseg/data/datasets.py
+    config.tfds.data_dir = "datasets"  # where `--mode=prepare` put the prepared data
+    return config
+
+
+def optimizer_config(name: str, learning_rate: float, schedule: str) -> ConfigDict:
+    """An optimiser and its schedule."""
+    config = ConfigDict()
+    config.name = name  # 'sgd' | 'adam' | 'adamw' | 'rmsprop'
+    config.learning_rate = learning_rate  # peak
+    config.schedule = schedule  # 'constant' | 'cosine' (to 0 at the end of the stage)
+    config.warmup_steps = 0
+    config.weight_decay = 0.0
+    config.momentum = 0.0  # of 'sgd' and 'rmsprop'
+    config.b1 = 0.9  # of 'adam' and 'adamw'
+    config.b2 = 0.999  # of 'adam', 'adamw' and 'rmsprop'
+    return config
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The default experiment; `arg` as in the module's docstring."""
+    config = ConfigDict()
+    config.name = "default"  # of the experiment, in reports
+    config.seed = 0  # of everything: the draw of the labelled cases, weights, batches, augmentation
+    # Trained one after the other and compared; any of METHODS.
+    config.methods = ("real_only", "separate", "end2end")
+
+    config.data = source_config()
+    config.data.image_size = 96  # pixels of the square the networks see
+    config.data.channels = 3  # 1 or 3
+    config.data.num_train = 32  # labelled cases the weights are trained on
+    config.data.num_validation = 8  # labelled cases of the outer loss and of the selection
+    config.data.num_test = 0  # at most so many test cases; 0 for all that are left
+    config.data.split_file = ""  # JSON lists of ids {"train": [], "validation": [], "test": []}
+    # Further test sets, e.g. out of domain: name -> source_config().
+    config.test_sets = ConfigDict()
+
+    config.segmenter = ConfigDict()
+    config.segmenter.name = "unet"
+    config.segmenter.width = 16  # channels at full resolution
+    config.segmenter.num_levels = 4  # halvings
+    config.segmenter.groups = 8  # of the group normalisation
+    config.segmenter.activation = "relu"  # 'relu' | 'silu'
+    config.segmenter.pool = "max"  # 'max' | 'avg'
+    config.segmenter.dtype = "float32"  # of the computation: 'float32' | 'bfloat16'
+
+    config.generator = ConfigDict()
+    config.generator.name = "unet"
+    config.generator.num_levels = 6  # halvings; at most log2(image_size)
+    config.generator.width = 32  # channels after the first halving
+    config.generator.max_width = 256
+    config.generator.groups = 8
+    config.generator.dropout_rate = 0.5  # in the widest decoder levels
+    config.generator.dtype = "float32"
+    config.search = ConfigDict()  # which sides of the generator have searchable cells
+    config.search.encoder = True
+    config.search.decoder = True
+
+    config.discriminator = ConfigDict()
+    config.discriminator.name = "patchgan"
+    config.discriminator.width = 32
+    config.discriminator.num_levels = 3  # strided layers
+    config.discriminator.groups = 8
+    config.discriminator.dtype = "float32"
+
+    config.loss = ConfigDict()
+    config.loss.overlap = "dice"  # 'dice' | 'jaccard', beside the cross-entropy
+    config.loss.adversarial = "vanilla"  # 'vanilla' | 'lsgan'
+    config.loss.l1_weight = 100.0  # of the generator's L1 loss
+    config.loss.synthetic_weight = 1.0  # gamma: weight of the synthetic pairs
+
+    config.augment = ConfigDict()
+    config.augment.real = geometry_config()  # real pairs
+    config.augment.mask = geometry_config()  # masks for synthesis
+    config.augment.intensity = ConfigDict()  # real and synthetic images in [-1, 1]
+    config.augment.intensity.brightness = 0.2  # added, +-
+    config.augment.intensity.contrast = 0.2  # factor 1 +-
+    config.augment.intensity.colour = 0.1  # factor per channel 1 +-
+    config.augment.intensity.gamma = 0.2  # log of the exponent, +-
+    config.augment.intensity.blur = 0.3  # largest share of a 3-pixel blur
+    config.augment.intensity.noise = 0.05  # largest standard deviation
+
+    config.pretrain = (
+        ConfigDict()
+    )  # generator and discriminator on real pairs, before anything else
+    config.pretrain.num_steps = 1000
+    config.pretrain.batch_size = 8
+
+    config.train = ConfigDict()  # segmenter, with or without the generator
+    config.train.num_steps = 1500
+    config.train.batch_size = 8  # real pairs per step, and as many synthetic ones
+    config.train.ema_decay = 0.99  # of the average of the segmenter's weights that is evaluated
+
+    config.optim = optimizer_config("adamw", 1e-3, "cosine")  # segmenter
+    config.optim.weight_decay = 1e-4
+    config.gan_optim = optimizer_config("adam", 2e-4, "constant")  # generator and discriminator
+    config.gan_optim.b1 = 0.5
+    config.gan_finetune_factor = 1.0  # times gan_optim.learning_rate after pre-training
+    config.outer_optim = optimizer_config("adam", 0.02, "constant")  # theta
+    config.outer_optim.b1 = 0.5
+
+    config.outer = ConfigDict()  # method end2end: the hypergradient
+    config.outer.variables = ("architecture",)  # and/or 'synthetic_weight', bounded
+    config.outer.estimator = "unrolled"  # 'unrolled' (exact) | 'finite_difference' (DARTS)
+    config.outer.gradient = "mixed"  # of 'unrolled': 'mixed' | 'reverse', the same numbers
+    config.outer.num_inner_steps = 1  # K, steps differentiated through
+    config.outer.every = 10  # one hypergradient in so many steps (at least K)
+    config.outer.start = 0  # first step with a hypergradient
+    config.outer.batch_size = 8  # validation cases per hypergradient
+    config.outer.through_generator_training = True  # also the path through the generator's weights
+    config.outer.loop = "auto"  # 'host' | 'scan' | 'auto': host on CPUs, scan on accelerators
+    config.outer.checkpoint = True  # recompute activations instead of storing them ('scan')
+
+    config.log_every = 10  # steps between lines of log.jsonl
+    config.eval_every = 50  # steps between validations
+    config.sample_every = 500  # steps between grids of synthetic images
+    config.checkpoint_every = 250  # steps between checkpoints
+
+    config.evaluate = ConfigDict()
+    config.evaluate.batch_size = 16
+    config.evaluate.threshold = 0.5  # of the foreground probability, one class
+    config.compilation_cache = "~/.cache/fewshotseg"  # '' for none
+
+    apply_choices(config, arg)
+    return config
+
+
+def geometry_config() -> ConfigDict:
+    """Strengths of a geometric augmentation."""
+    config = ConfigDict()
+    config.flip = 0.5  # probability, per axis
+    config.flip_axes = (-1,)  # -1 left-right, -2 up-down
+    config.scale = 0.2  # factor per axis 1 +-
+    config.translate = 0.1  # share of the size, +-
+    config.rotate = 15.0  # degrees, +-
+    config.shear = 8.0  # degrees, +-
+    config.elastic = 0.0  # largest smooth displacement, share of the size
+    return config
+
+
+def apply_choices(config: ConfigDict, arg: str) -> None:
+    """Applies `method=...,segmenter=...,seed=...,runlocal` to a configuration and locks it.
+
+    Raises:
+      ValueError: a choice that does not exist.
+    """
+    config.lock()
+    for choice in filter(None, (arg or "").split(",")):
+        key, _, value = choice.partition("=")
+        if key == "runlocal":
+            run_local(config)
+        elif key == "method":
+            unknown = set(value.split("+")) - set(METHODS)
+            if unknown:
+                raise ValueError(f"method is {value!r}: use {', '.join(METHODS)}, joined by '+'.")
+            config.methods = tuple(value.split("+"))
+        elif key == "seed":
+            config.seed = int(value)
+        elif key in ("segmenter", "generator", "discriminator"):
+            config[key].name = value
+        elif key == "estimator":
+            config.outer.estimator = value
+        else:
+            raise ValueError(
+                f"there is no choice {key!r}: use method=, segmenter=, generator=, discriminator=, "
+                "estimator=, seed= or runlocal."
+            )
+
+
+def run_local(config: ConfigDict) -> None:
+    """Shrinks an experiment to a minute, to see that everything works."""
+    config.data.image_size = 32
+    config.data.num_train, config.data.num_validation, config.data.num_test = 6, 2, 4
+    config.segmenter.width, config.segmenter.num_levels = 4, 2
+    config.generator.width, config.generator.max_width, config.generator.num_levels = 4, 16, 3
+    config.discriminator.width, config.discriminator.num_levels = 4, 2
+    config.pretrain.num_steps, config.train.num_steps = 20, 20
+    config.pretrain.batch_size = config.train.batch_size = 4
+    config.outer.batch_size = 2
+    config.outer.every = 5
+    config.log_every, config.eval_every = 5, 10
+    config.sample_every = config.checkpoint_every = 10

@@ -1,0 +1,30 @@
+"""The embedded default: 40 labelled phantoms, three methods, a few minutes on a laptop's CPU.
+
+python run.py
+
+Expected: see "The demo" in README.md.
+"""
+
+from configs import default
+
+
+def get_config(arg=""):
+    config = default.get_config()
+    config.name = "demo"
+    config.data.source = "phantom"
+    config.data.image_size = 64
+    config.data.num_test = 100
+    with config.unlocked():
+        config.test_sets.shifted = default.source_config()
+    config.test_sets.shifted.source = "phantom"
+    config.test_sets.shifted.phantom.shifted = True
+    config.test_sets.shifted.phantom.seed = 1
+    config.test_sets.shifted.phantom.num_cases = 100
+    config.segmenter.width = 8
+    config.generator.num_levels = 4
+    config.generator.width, config.generator.max_width = 16, 64
+    config.discriminator.width = 16
+    config.pretrain.num_steps = 500
+    config.train.num_steps = 600
+    default.apply_choices(config, arg)
+    return config

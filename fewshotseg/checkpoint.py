@@ -1,0 +1,160 @@
+"""Checkpoints: atomic, with the best model so far inside, restored bit for bit.
+
+One checkpoint holds three items: `state` (everything training needs), `best` (the weights that
+predict, chosen on the validation cases) and `progress` (numbers beside the state). Orbax writes to a
+temporary name and renames, so a killed run leaves either the old or the new checkpoint, never half
+of one. Arrays are stored without their placement: any number of devices can restore them.
+"""
+
+import errno
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from fewshotseg import errors
+
+FREE_COPIES = 4  # two kept, one being written, one to spare
+
+
+class Checkpoints:
+    """The checkpoints of one stage of a run.
+
+    Args:
+      directory: created if it is missing.
+      keep: how many to keep.
+
+    Raises:
+      InputError: the directory cannot be written.
+    """
+
+    def __init__(self, directory: pathlib.Path, keep: int = 2):
+        self._directory = pathlib.Path(directory).absolute()
+        check_writable(self._directory)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        )
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
+
+    def latest_step(self) -> int | None:
+        """Step of the newest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, best: Any, progress: dict) -> None:
+        """Writes a checkpoint, or keeps the last one and says so.
+
+        Args:
+          step: number of steps done.
+          state: pytree of arrays.
+          best: pytree of arrays, the model to predict with.
+          progress: JSON values.
+
+        Raises:
+          InputError: the disk is full or not writable.
+        """
+        if step == self._manager.latest_step():
+            return
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(jax.device_get(state)),
+            best=ocp.args.StandardSave(jax.device_get(best)),
+            progress=ocp.args.JsonSave(progress),
+        )
+        try:
+            self._manager.save(step, args=items)
+        except Exception as error:  # Orbax passes on what the file system or TensorStore raises
+            if not _is_disk_fault(error):
+                raise
+            raise errors.InputError(
+                f"the checkpoint of step {step} could not be written to {self._directory} ({error}). "
+                f"The checkpoint of step {self._manager.latest_step()} is kept: free some space and "
+                "run the same command again."
+            ) from error
+
+    def restore(self, state: Any) -> tuple[Any, Any, dict]:
+        """The newest checkpoint as `(state, best, progress)`.
+
+        Args:
+          state: a pytree of the structure, shapes and types to restore.
+
+        Raises:
+          InputError: there is a checkpoint, but of other shapes: the configuration has changed.
+        """
+        step = self._manager.latest_step()
+        abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), state)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract),
+            best=ocp.args.StandardRestore(),
+            progress=ocp.args.JsonRestore(),
+        )
+        try:
+            restored = self._manager.restore(step, args=items)
+        except (ValueError, KeyError, TypeError) as error:
+            raise errors.InputError(
+                f"the checkpoint in {self._directory} does not fit this configuration: use another "
+                f"--workdir, or delete it ({str(error).splitlines()[0]})."
+            ) from error
+        return restored.state, restored.best, restored.progress
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def load_best(directory: pathlib.Path) -> tuple[Any, dict]:
+    """Weights to predict with, and the progress beside them, from a stage's checkpoints.
+
+    Raises:
+      InputError: there is no checkpoint.
+    """
+    directory = pathlib.Path(directory).absolute()
+    if not directory.is_dir():
+        raise errors.InputError(f"there are no checkpoints in {directory}: train first.")
+    with ocp.CheckpointManager(
+        directory, options=ocp.CheckpointManagerOptions(read_only=True)
+    ) as manager:
+        step = manager.latest_step()
+        if step is None:
+            raise errors.InputError(f"there is no complete checkpoint in {directory}: train first.")
+        items = ocp.args.Composite(best=ocp.args.StandardRestore(), progress=ocp.args.JsonRestore())
+        restored = manager.restore(step, args=items)
+    return restored.best, restored.progress
+
+
+def check_writable(directory: pathlib.Path) -> None:
+    """Creates `directory` and writes a file there.
+
+    Raises:
+      InputError: that did not work.
+    """
+    probe = directory / ".writable"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise errors.InputError(
+            f"{directory} cannot be written ({error.strerror}): choose another --workdir."
+        ) from error
+
+
+def check_free_space(directory: pathlib.Path, state: Any) -> None:
+    """Compares the free space with what the checkpoints of `state` will need.
+
+    Raises:
+      InputError: the disk is too full.
+    """
+    needed = FREE_COPIES * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise errors.InputError(
+            f"{directory} has {free / 2**20:.0f} MiB free, but checkpoints need "
+            f"{needed / 2**20:.0f} MiB: free some space or choose another --workdir."
+        )
+
+
+def _is_disk_fault(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
+    return "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error)

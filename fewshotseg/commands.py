@@ -1,0 +1,113 @@
+"""The modes of run.py, one function each."""
+
+import os
+import pathlib
+from typing import Any
+
+from fewshotseg import errors
+
+
+def run(mode: str, config, flags: Any) -> None:
+    """Runs one mode.
+
+    Args:
+      mode: a key of `COMMANDS`.
+      config: the configuration.
+      flags: has `workdir`, `data_dir`, `input` and `output`.
+
+    Raises:
+      InputError: whatever the user can put right.
+    """
+    set_compilation_cache(config.compilation_cache)
+    COMMANDS[mode](config, flags)
+
+
+def set_compilation_cache(folder: str) -> None:
+    """Keeps compiled programs between runs; must come before the first array. '' for none."""
+    import jax
+
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
+
+
+def train(config, flags) -> None:
+    from fewshotseg import train as train_lib
+
+    train_lib.train_and_evaluate(config, flags.workdir)
+
+
+def evaluate(config, flags) -> None:
+    from fewshotseg import report as report_lib
+    from fewshotseg import trained
+
+    trained.evaluate_run(config, flags.workdir)
+    report_lib.build_report(
+        [pathlib.Path(flags.workdir)], pathlib.Path(flags.workdir, "report.html")
+    )
+    print(report_lib.results_table([pathlib.Path(flags.workdir)]))
+
+
+def predict(config, flags) -> None:
+    from fewshotseg import predict as predict_lib
+    from fewshotseg import trained
+
+    if not flags.input or not flags.output:
+        raise errors.InputError("predict needs --input=FILE|DIR and --output=DIR.")
+    predictor = trained.load_predictor(flags.workdir)
+    print(f"Model: {predictor.source}")
+    rows = predict_lib.predict_files(
+        predictor, flags.input, flags.output, batch_size=config.evaluate.batch_size
+    )
+    failed = [row["file"] for row in rows if row["error"]]
+    if failed:
+        raise errors.InputError(
+            f"{len(failed)} of {len(rows)} files could not be read ({', '.join(failed[:3])}): the "
+            f"reasons are in {pathlib.Path(flags.output, 'areas.csv')}; all others are done."
+        )
+
+
+def report(config, flags) -> None:
+    from fewshotseg import report as report_lib
+
+    workdirs = [pathlib.Path(folder) for folder in flags.workdir.split(",")]
+    output = pathlib.Path(flags.output) if flags.output else workdirs[0] / "report.html"
+    path = report_lib.build_report(workdirs, output)
+    print(report_lib.results_table(workdirs))
+    print(f"Report: {path}")
+
+
+def check(config, flags) -> None:
+    from fewshotseg import experiment
+    from fewshotseg.data import check as check_lib
+
+    output = pathlib.Path(flags.output or pathlib.Path(flags.workdir, "check"))
+    source = experiment.create_source(config.data, strict=False)
+    found = check_lib.check_source(source, output, config.data.image_size)
+    print(f"Contact sheet: {output / 'contact_sheet.png'}")
+    if found["faults"]:
+        raise errors.InputError(f"{len(found['faults'])} faults, listed above: mend them first.")
+
+
+def prepare(config, flags) -> None:
+    from fewshotseg.data import datasets
+
+    if config.data.source != "tfds":
+        raise errors.InputError(
+            f"data.source is {config.data.source!r}: only data sets with an official download are "
+            "prepared (configs/isic.py, busi.py, ...); a folder or the demo needs no preparation."
+        )
+    if not flags.data_dir:
+        raise errors.InputError(
+            "prepare needs --data_dir=FOLDER, with the official download in it."
+        )
+    datasets.prepare(config.data.tfds.name, flags.data_dir, config.data.tfds.data_dir)
+
+
+COMMANDS = {
+    "train": train,
+    "check": check,
+    "prepare": prepare,
+    "evaluate": evaluate,
+    "predict": predict,
+    "report": report,
+}

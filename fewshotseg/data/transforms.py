@@ -1,0 +1,362 @@
+"""Image files to arrays, arrays to what a network sees, and predictions back to the image's size.
+
+Everything here runs on the host, once per case, with Pillow and NumPy. A fault in a file raises
+`InputError`; a harmless conversion (16 bits to 8, alpha dropped) is returned as a note, so that a
+user can be told of it.
+"""
+
+import io
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from fewshotseg.errors import InputError
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
+_VOLUME = "medical volumes are not read here: export the slices as PNG"
+_OTHER_FORMATS = {
+    **dict.fromkeys((".nii", ".nii.gz"), f"NIfTI: {_VOLUME}"),
+    **dict.fromkeys((".mha", ".mhd", ".nrrd"), _VOLUME),
+    **dict.fromkeys((".dcm", ".dicom"), "DICOM files are not read here: export them as PNG"),
+    **dict.fromkeys((".heic", ".heif"), "HEIC photos are not read here: convert them to JPEG"),
+    ".webp": "WebP files are not read here: convert them to PNG",
+    ".svs": "whole-slide files are not read here: export regions as PNG",
+}
+_ORIENTATION = 0x0112  # EXIF tag; 2 to 8 mean mirrored or turned, 5 to 8 by a quarter
+_SMEAR = 32  # how far compression may push a binary value away from 0 or 255 in flat regions
+_GREY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601 luma
+
+
+def extension_of(path: str | pathlib.Path) -> str:
+    """Lower-case extension with its dot; '.nii.gz' counts as one."""
+    name = pathlib.Path(path).name.lower()
+    return ".nii.gz" if name.endswith(".nii.gz") else pathlib.PurePath(name).suffix
+
+
+def unsupported_hint(path: str | pathlib.Path) -> str:
+    """Why files with this extension are not read and what to do; '' if nothing is known of it."""
+    return _OTHER_FORMATS.get(extension_of(path), "")
+
+
+def read_size(path: str | pathlib.Path) -> tuple[int, int]:
+    """`(height, width)` after EXIF rotation, from a file's header alone.
+
+    Raises:
+      InputError: the file is missing, empty or no image.
+    """
+    with _open(path) as image:
+        height, width = image.height, image.width
+        # Pillow swaps a TIFF's size by itself, and would decode a PNG to look for late EXIF data.
+        has_exif = image.format != "TIFF" and "exif" in image.info
+        turned = has_exif and image.getexif().get(_ORIENTATION, 1) >= 5
+    return (width, height) if turned else (height, width)
+
+
+def read_image(path: str | pathlib.Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Reads a PNG, JPEG, TIFF, BMP or GIF file.
+
+    EXIF rotation is applied, alpha dropped. Grey images of more than 8 bits whose values do not fit
+    into 0..255 are stretched linearly from their own minimum and maximum to 0..255. A colour file
+    with three equal channels keeps them.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      uint8 `[H, W, C]`, C is 1 or 3, and notes on what was converted.
+
+    Raises:
+      InputError: missing, empty, truncated, no image, several frames, or NaN among its values.
+    """
+    image, notes = _load(path)
+    mode = image.mode
+    if mode in ("LA", "RGBA") or (mode == "P" and "transparency" in image.info):
+        notes.append("alpha channel dropped")
+    if mode == "P":
+        pixels = _shown_palette(image)
+    elif mode in ("1", "L", "LA"):
+        pixels = np.asarray(image.convert("L"))
+    elif mode == "F" or mode.startswith("I"):
+        pixels, note = _to_uint8(np.asarray(image), path)
+        notes.append(note)
+    else:
+        if mode not in ("RGB", "RGBA"):
+            notes.append(f"converted from {mode} to RGB")
+        pixels = np.asarray(image.convert("RGB"))
+    return np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], -1)), tuple(notes)
+
+
+def read_mask(paths: str | pathlib.Path | Sequence[str | pathlib.Path]) -> np.ndarray:
+    """Reads one mask from one file, or from several that are joined by their maximum.
+
+    Three (nearly) equal channels become one, alpha is dropped, a palette of colours is read as the
+    indices into it and a black and white one as 0 and 255. Values are otherwise untouched: see
+    `mask_to_class_ids`. Among several files, 0/1 counts as 0/255 where another one has 255.
+
+    Args:
+      paths: one file, or all files of one case.
+
+    Returns:
+      `[H, W]` in the file's own number type, 1-bit files as uint8 0/1.
+
+    Raises:
+      InputError: unreadable file, colour legend, mask drawn in the alpha channel, NaN, or files of
+        one case that differ in size.
+    """
+    paths = [paths] if isinstance(paths, str | pathlib.Path) else list(paths)
+    masks = [_read_one_mask(path) for path in paths]
+    joined = masks[0]
+    top = max(mask.max() for mask in masks)
+    for path, mask in zip(paths[1:], masks[1:], strict=True):
+        if mask.shape != joined.shape:
+            raise InputError(
+                f"{path}: this mask is {_size(mask)} pixels, but {paths[0]} of the same image is "
+                f"{_size(joined)}: save both at the size of the image."
+            )
+    if len(masks) > 1 and top == 255:
+        masks = [mask * np.uint8(255) if mask.max() == 1 else mask for mask in masks]
+    for index, mask in enumerate(masks):
+        joined = mask if index == 0 else np.maximum(joined, mask)
+    return joined
+
+
+def mask_to_class_ids(
+    raw: np.ndarray, num_foreground_classes: int, path: str | pathlib.Path
+) -> np.ndarray:
+    """Turns the values of a mask file into class ids.
+
+    One foreground class: 0 and one other value, or grey values smeared by JPEG compression or
+    smooth resizing, which are cut above 127. Several: the values are the class ids 0..n.
+
+    Args:
+      raw: `[H, W]` of numbers, as `read_mask` returns it.
+      num_foreground_classes: n, at least 1.
+      path: the file to name in messages.
+
+    Returns:
+      uint8 `[H, W]`, 0 is background.
+
+    Raises:
+      InputError: values that fit neither reading; the message lists them and the likely cause.
+    """
+    values, counts = np.unique(raw, return_counts=True)
+    foreground = values[values != 0]
+    if values[0] < 0 or np.any(values != np.floor(values)):
+        raise InputError(
+            f"{path}: the mask holds {_listing(values)}, which are no class ids: save whole "
+            "numbers, 0 for background (threshold probabilities first)."
+        )
+    if num_foreground_classes > 1:
+        if foreground.size and foreground[-1] > num_foreground_classes:
+            raise InputError(_multiclass_message(values, num_foreground_classes, path))
+        return raw.astype(np.uint8)
+    if foreground.size <= 1 and (values[0] == 0 or values[0] in (1, 255)):
+        return (raw != 0).astype(np.uint8)
+    middle = (values >= _SMEAR) & (values <= 255 - _SMEAR)
+    # A few separate values are a legend (0/128/255, or 0/1 with 255 for "ignore"), not smear.
+    second = values[:-1].max(initial=0)
+    lonely_top = second < 255 - _SMEAR and extension_of(path) not in (".jpg", ".jpeg")
+    legend = values.size <= 5 and (middle.any() or lonely_top)
+    if legend or not 127 < values[-1] <= 255 or counts[middle].sum() > 0.25 * raw.size:
+        raise InputError(
+            f"{path}: expected a mask of one class (0 and one other value), but it holds "
+            f"{_listing(values)}: this looks like class ids or a grey legend of several classes "
+            "(then name all classes), an ignore label, or a photograph: save it as 0 and 255."
+        )
+    return (raw > 127).astype(np.uint8)
+
+
+def mask_notes(raw: np.ndarray, num_foreground_classes: int) -> tuple[str, ...]:
+    """What `mask_to_class_ids` assumed about a mask it accepts; empty for 0/1, 0/255 or ids."""
+    values = np.unique(raw)
+    if num_foreground_classes > 1 or values[-1] <= 1:
+        return ()
+    if values.size > 2:
+        return ("grey values in the mask (JPEG or smooth resize), cut above 127",)
+    return () if values[-1] == 255 else (f"mask value {values[-1]:g} read as foreground",)
+
+
+def to_network_image(image: np.ndarray, image_size: int, channels: int) -> np.ndarray:
+    """Squashes an image to a square and scales it to [-1, 1].
+
+    Triangle filter with half-pixel centres: bilinear where the image grows, widened against
+    aliasing where it shrinks. RGB becomes grey by luma, grey becomes RGB by repetition.
+
+    Args:
+      image: uint8 `[H, W, C]`, C is 1 or 3.
+      image_size: S, in pixels.
+      channels: 1 or 3.
+
+    Returns:
+      float32 `[S, S, channels]` in [-1, 1].
+    """
+    pixels = image.astype(np.float32)
+    if channels == 1 and pixels.shape[-1] == 3:
+        pixels = (pixels @ _GREY_WEIGHTS)[..., None]
+    pixels = np.clip(_resize(pixels, image_size, image_size) / 127.5 - 1.0, -1.0, 1.0)
+    return np.repeat(pixels, channels, axis=-1) if pixels.shape[-1] < channels else pixels
+
+
+def to_network_mask(mask: np.ndarray, image_size: int) -> np.ndarray:
+    """uint8 `[H, W]` class ids to uint8 `[S, S]`: the pixel under each new pixel's centre."""
+    rows, columns = (
+        ((np.arange(image_size) + 0.5) * length / image_size).astype(int) for length in mask.shape
+    )
+    return np.ascontiguousarray(mask[np.ix_(rows, columns)])
+
+
+def restore_probabilities(probabilities: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Float32 `[S, S, K]` in [0, 1] back to `[height, width, K]`: the squash undone, bilinear."""
+    resized = _resize(np.asarray(probabilities, np.float32), height, width)
+    return np.clip(resized, 0.0, 1.0)
+
+
+def probabilities_to_mask(probabilities: np.ndarray, threshold: float = 0.5) -> np.ndarray:
+    """Class ids from probabilities.
+
+    Args:
+      probabilities: float `[H, W, K]`. K = 1: of the foreground; else of every class, background
+        first.
+      threshold: K = 1 only: foreground where the probability is at least this.
+
+    Returns:
+      uint8 `[H, W]`: 0/1 for K = 1, else the most probable class.
+    """
+    if probabilities.shape[-1] == 1:
+        return (probabilities[..., 0] >= threshold).astype(np.uint8)
+    return probabilities.argmax(axis=-1).astype(np.uint8)
+
+
+def _open(path: str | pathlib.Path, in_memory: bool = False) -> Image.Image:
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file.")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: the file is empty (0 bytes): copy it again from its source.")
+    try:
+        return Image.open(io.BytesIO(path.read_bytes()) if in_memory else path)
+    except PermissionError as error:
+        raise InputError(f"{path}: no permission to read this file.") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path}: the image is too large ({error}): shrink or crop it.") from error
+    except Exception as error:  # Pillow's readers raise almost anything on broken files
+        hint = unsupported_hint(path) or "save it again as PNG, or copy it again from its source"
+        raise InputError(f"{path}: not a readable image: {hint}.") from error
+
+
+def _load(path: str | pathlib.Path) -> tuple[Image.Image, list[str]]:
+    """The decoded, upright image and the notes so far."""
+    notes = []
+    # From memory: Pillow maps a turned, uncompressed TIFF file in the wrong shape.
+    with _open(path, in_memory=True) as image:
+        try:
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1 and image.format != "MPO":
+                raise InputError(
+                    f"{path}: holds {frames} frames or pages, but one image per file is expected: "
+                    "save each frame as a file of its own."
+                )
+            if any(";16" in str(tile.args) for tile in image.tile) and image.mode == "RGB":
+                notes.append("16 bits per colour channel reduced to 8")
+            orientation = image.getexif().get(
+                _ORIENTATION, 1
+            )  # loading a TIFF turns it and forgets
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"{path}: truncated or damaged ({error}): copy the file again from its source."
+            ) from error
+    if orientation in range(2, 9):
+        notes.append("EXIF rotation applied")
+    return upright, notes
+
+
+def _shown_palette(image: Image.Image) -> np.ndarray:
+    colours = np.asarray(image.convert("RGB"))
+    is_grey = (colours == colours[..., :1]).all()
+    return colours[..., 0] if is_grey else colours
+
+
+def _to_uint8(pixels: np.ndarray, path: str | pathlib.Path) -> tuple[np.ndarray, str]:
+    if not np.isfinite(pixels).all():
+        raise InputError(f"{path}: holds NaN or infinite values: replace them and save it again.")
+    low, high = float(pixels.min()), float(pixels.max())
+    kind = "floating-point" if pixels.dtype.kind == "f" else f"{8 * pixels.dtype.itemsize}-bit"
+    whole = pixels.dtype.kind != "f" or (pixels == np.floor(pixels)).all()
+    if low >= 0 and 1 < high <= 255 and whole:
+        return pixels.astype(np.uint8), f"{kind} file with 8-bit values"
+    scaled = (pixels.astype(np.float64) - low) * (255.0 / max(high - low, 1e-12))
+    return np.rint(scaled).astype(np.uint8), f"{kind} values scaled to 8 bit"
+
+
+def _read_one_mask(path: str | pathlib.Path) -> np.ndarray:
+    image, _ = _load(path)
+    if image.mode == "P":
+        shown = _shown_palette(image)
+        black_and_white = shown.ndim == 2 and np.isin(shown, (0, 255)).all()
+        return shown if black_and_white else np.asarray(image)
+    if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        image = image.convert("RGB")
+    values = np.asarray(image)
+    if values.dtype == bool:
+        return values.astype(np.uint8)
+    if not np.isfinite(values).all():
+        raise InputError(f"{path}: the mask holds NaN or infinite values: save class ids.")
+    if values.ndim == 2:
+        return values
+    number = 1 if image.mode == "LA" else 3
+    colours, alpha = values[..., :number], values[..., number:]
+    if alpha.size and np.ptp(alpha) > 0 and np.ptp(colours) == 0:
+        raise InputError(
+            f"{path}: this mask is drawn in the alpha channel alone: save it as a grey image."
+        )
+    spread = int(np.ptp(colours, axis=-1).max())
+    # Compression makes grey channels differ a little; among small class ids it would be a legend.
+    if spread > (_SMEAR if colours.max() > 127 else 0):
+        raise InputError(
+            f"{path}: this mask is coloured (a colour legend, or a photo?): save the class ids "
+            "0, 1, 2, ... in one grey channel, or one black and white file per class."
+        )
+    return np.ascontiguousarray(colours[..., number // 2])
+
+
+def _multiclass_message(values: np.ndarray, classes: int, path: str | pathlib.Path) -> str:
+    start = f"{path}: expected the class ids 0..{classes}, but the mask holds {_listing(values)}: "
+    if values[-1] == 255 and np.all(values[:-1] <= classes):
+        return start + (
+            "255 (a black and white mask, or an ignore label) is not accepted with several "
+            "classes: give those pixels a class id."
+        )
+    if values.size > classes + 8:
+        return start + (
+            "so many values come from JPEG compression or from resizing with interpolation: save "
+            "PNG and resize with nearest neighbour."
+        )
+    return start + "a grey legend must be replaced by class ids, or all classes must be named."
+
+
+def _listing(values: Iterable) -> str:
+    values = [f"{value:g}" for value in values]
+    if len(values) <= 8:
+        return "the values " + ", ".join(values)
+    return f"{len(values)} values ({', '.join(values[:5])}, ..., {values[-1]})"
+
+
+def _size(array: np.ndarray) -> str:
+    return f"{array.shape[1]} x {array.shape[0]}"
+
+
+def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Float32 `[H, W, C]` to `[height, width, C]`."""
+    channels = [
+        Image.fromarray(np.ascontiguousarray(pixels[..., channel])).resize(
+            (width, height), Image.Resampling.BILINEAR
+        )
+        for channel in range(pixels.shape[-1])
+    ]
+    return np.stack([np.asarray(channel, np.float32) for channel in channels], axis=-1)

@@ -1,0 +1,344 @@
+"""Pictures of images and masks: contact sheets, overlays, grids.
+
+Everything is drawn on arrays and written by Matplotlib's Agg canvas or Pillow, so no display, no
+global figure state and no accelerator is involved. Files appear complete or not at all.
+
+Colours are from the Okabe-Ito palette, which stays distinguishable with the common forms of colour
+blindness; outlines get a dark rim so that they stand out on bright and dark images alike.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pathlib
+import tempfile
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from fewshotseg.errors import InputError
+
+if TYPE_CHECKING:  # types.py imports JAX, which drawing does not need
+    from fewshotseg.types import Case
+
+PREDICTION_COLOUR = (255, 176, 0)  # orange
+REFERENCE_COLOUR = (86, 190, 255)  # sky blue
+CLASS_COLOURS = (  # of class ids 1, 2, ...; repeats after the last
+    (255, 176, 0),
+    (86, 190, 255),
+    (0, 190, 140),
+    (240, 228, 66),
+    (204, 121, 167),
+    (213, 94, 0),
+    (0, 114, 178),
+)
+_DPI = 100
+_GAP = 8  # pixels between tiles
+_LINE = 16  # pixels of height of a line of text
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes `data` beside `path` and renames it, so that readers never see half a file.
+
+    Raises:
+      InputError: the folder cannot be written or the disk is full.
+    """
+    path = pathlib.Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=".partial-", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only the owner can read
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}). "
+            "Choose another output folder or free some space."
+        ) from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def save_image(image: np.ndarray, path: str | os.PathLike[str]) -> None:
+    """Writes uint8 `[H, W]`, `[H, W, 1]` or `[H, W, 3]` as PNG, whatever the suffix of `path`."""
+    image = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    write_atomically(path, buffer.getvalue())
+
+
+def to_rgb(image: np.ndarray) -> np.ndarray:
+    """uint8 `[H, W]`, `[H, W, 1]` or `[H, W, 3]` as a new uint8 `[H, W, 3]` array."""
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim not in (2, 3):
+        raise ValueError(f"expected a uint8 image, got {image.dtype} of shape {image.shape}")
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.shape[-1] not in (1, 3):
+        raise ValueError(f"expected 1 or 3 channels, got shape {image.shape}")
+    return np.array(np.broadcast_to(image, image.shape[:2] + (3,)))
+
+
+def colour_mask(mask: np.ndarray) -> np.ndarray:
+    """Class ids `[H, W]` as a picture uint8 `[H, W, 3]`: white if binary, else a colour each."""
+    mask = np.asarray(mask)
+    if mask.max(initial=0) <= 1:
+        return to_rgb((mask > 0).astype(np.uint8) * 255)
+    return np.where(mask[..., None] > 0, _class_colours(mask), np.uint8(0))
+
+
+def outline(mask: np.ndarray, width: int = 1) -> np.ndarray:
+    """Boundary pixels of every region of class ids `[H, W]`, drawn inwards, as bool `[H, W]`.
+
+    A region that reaches the edge of the picture is closed along the edge, and each of two
+    touching classes has its own boundary.
+    """
+    mask = np.asarray(mask)
+    inside = (mask > 0) & np.logical_and.reduce([n == mask for n in _neighbours(mask)])
+    for _ in range(width - 1):
+        inside &= np.logical_and.reduce(_neighbours(inside))
+    return (mask > 0) & ~inside
+
+
+def overlay(
+    image: np.ndarray, prediction: np.ndarray, reference: np.ndarray | None = None
+) -> np.ndarray:
+    """Outlines of a prediction (orange) and of the reference (sky blue) on an image.
+
+    Where the two outlines coincide, they are dashed in both colours. Without a reference, every
+    class of the prediction has its own of `CLASS_COLOURS`, the first of them orange.
+
+    Args:
+      image: uint8 `[H, W]`, `[H, W, 1]` or `[H, W, 3]`.
+      prediction: class ids `[H, W]`.
+      reference: class ids `[H, W]`, or None if there is none.
+
+    Returns:
+      uint8 `[H, W, 3]`.
+    """
+    picture = to_rgb(image)
+    width = _line_width(picture.shape)
+    line, rim = _outline_and_rim(prediction, picture, width, "prediction")
+    if reference is None:
+        picture[rim] = picture[rim] * 0.4
+        picture[line] = _class_colours(np.asarray(prediction)[line])
+        return picture
+    other, other_rim = _outline_and_rim(reference, picture, width, "reference")
+    rim = rim | other_rim
+    picture[rim] = picture[rim] * 0.4
+    picture[other] = REFERENCE_COLOUR
+    row, column = np.indices(line.shape)
+    dash = (row + column) // (4 * width) % 2 == 0
+    picture[line & (dash | ~other)] = PREDICTION_COLOUR
+    return picture
+
+
+def save_overlay(
+    image: np.ndarray,
+    prediction: np.ndarray,
+    path: str | os.PathLike[str],
+    reference: np.ndarray | None = None,
+    *,
+    title: str = "",
+    smallest: int = 448,
+    largest: int = 1280,
+) -> None:
+    """Writes `overlay` as PNG, for looking at and not for measuring.
+
+    The longer side is brought between `smallest` and `largest` pixels before outlines are drawn, so
+    that they are thin lines on small and on large images. With a title, a strip above the picture
+    shows it, and a strip below says which colour is which.
+    """
+    rgb = to_rgb(image)
+    side = max(rgb.shape[:2])
+    target = min(max(side, smallest), largest)
+    if target != side:
+        shape = tuple(max(1, round(n * target / side)) for n in rgb.shape[:2])
+        rgb = _resize(rgb, shape, smooth=True)
+        prediction = _resize(np.asarray(prediction), shape, smooth=False)
+        if reference is not None:
+            reference = _resize(np.asarray(reference), shape, smooth=False)
+    picture = overlay(rgb, prediction, reference)
+    if not title:
+        save_image(picture, path)
+        return
+    height, width = picture.shape[:2]
+    texts = [(4, _LINE * 0.8, _shorten(title, width), "black")]
+    legend = [(4, "prediction", PREDICTION_COLOUR)]
+    if reference is not None:
+        legend.append((94, "reference", REFERENCE_COLOUR))
+    canvas = np.full((height + 2 * _LINE + 8, width, 3), 255, np.uint8)
+    canvas[_LINE + 4 : _LINE + 4 + height] = picture
+    base = height + 2 * _LINE
+    for x, name, colour in legend:
+        canvas[base - 4 : base, x : x + 12] = colour
+        texts.append((x + 16, base + 2, name, "black"))
+    _write_canvas(canvas, texts, path)
+
+
+def contact_sheet(
+    cases: Sequence[Case],
+    path: str | os.PathLike[str],
+    columns: int = 8,
+    *,
+    tile: int = 160,
+    most: int = 400,
+) -> None:
+    """Writes a PNG page of images with their mask outlines and ids, a colour per class.
+
+    Args:
+      cases: images uint8 `[H, W, C]` with masks `[H, W]` of class ids; sizes may differ.
+      path: of the PNG.
+      columns: tiles in a row.
+      tile: pixels of the longer side of a tile; proportions are kept.
+      most: only so many cases are drawn; the page then says how many are left out.
+
+    Raises:
+      InputError: there are no cases, or the file cannot be written.
+    """
+    if not cases:
+        raise InputError(f"{path}: there are no images to show on a contact sheet.")
+    shown = cases[:most]
+    tiles, labels = [], []
+    for case in shown:
+        shape = _fit(case.image.shape, tile)
+        image = _resize(to_rgb(case.image), shape, smooth=True)
+        tiles.append(overlay(image, _resize(case.mask, shape, smooth=False)))
+        empty = "" if np.any(case.mask) else "  [empty]"
+        labels.append(_shorten(case.id, tile - 5 * len(empty)) + empty)
+    columns = max(1, min(columns, len(tiles)))
+    rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
+    label_rows = [labels[i : i + columns] for i in range(0, len(labels), columns)]
+    footer = "" if len(shown) == len(cases) else f"first {len(shown)} of {len(cases)} cases"
+    _write_grid(rows, path, tile, captions=label_rows, footer=footer)
+
+
+def image_grid(
+    rows: Sequence[Sequence[np.ndarray]],
+    path: str | os.PathLike[str],
+    titles: Sequence[str] = (),
+    *,
+    tile: int = 192,
+) -> None:
+    """Writes rows of images as a PNG, for example mask | synthetic image | real image.
+
+    Args:
+      rows: uint8 images `[H, W]`, `[H, W, 1]` or `[H, W, 3]`; `colour_mask` makes one of a mask.
+      path: of the PNG.
+      titles: one per column, or none.
+      tile: pixels of the longer side of a tile; proportions are kept.
+
+    Raises:
+      InputError: there are no images, or the file cannot be written.
+    """
+    if not rows or not any(len(row) for row in rows):
+        raise InputError(f"{path}: there are no images to show in a grid.")
+    tiles = [[_resize_image(image, tile) for image in row] for row in rows]
+    _write_grid(tiles, path, tile, titles=titles)
+
+
+def _write_grid(rows, path, tile, *, titles=(), captions=(), footer="") -> None:
+    """Lays out RGB tiles of at most `tile` pixels a side, left to right and top to bottom."""
+    columns = max(max(len(row) for row in rows), len(titles))
+    width = columns * (tile + _GAP) + _GAP
+    y = _GAP + (_LINE if titles else 0)
+    heights = [max((image.shape[0] for image in row), default=1) for row in rows]
+    caption_height = _LINE if captions else 0
+    total = y + sum(height + caption_height + _GAP for height in heights)
+    canvas = np.full((total + (_LINE if footer else 0), width, 3), 255, np.uint8)
+    left = [_GAP + i * (tile + _GAP) for i in range(columns)]
+    texts = [
+        (x, y - 5, _shorten(title, tile), "black") for x, title in zip(left, titles, strict=False)
+    ]
+    for i, (row, height) in enumerate(zip(rows, heights, strict=True)):
+        for x, image in zip(left, row, strict=False):
+            inset = x + (tile - image.shape[1]) // 2
+            canvas[y : y + image.shape[0], inset : inset + image.shape[1]] = image
+        y += height
+        if captions:
+            base = y + _LINE - 4
+            texts += [(x, base, t, "black") for x, t in zip(left, captions[i], strict=False)]
+        y += caption_height + _GAP
+    if footer:
+        texts.append((_GAP, y + _LINE - 6, footer, "black"))
+    _write_canvas(canvas, texts, path)
+
+
+def _write_canvas(canvas: np.ndarray, texts, path) -> None:
+    """Writes RGB pixels as they are, with texts (x, y of the base line, text, colour) on them."""
+    height, width = canvas.shape[:2]
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
+    agg = FigureCanvasAgg(figure)
+    figure.figimage(canvas, origin="upper")
+    for x, y, text, colour in texts:
+        # Ids are the users' file names: a `$` in them is no formula.
+        figure.text(x / width, 1 - y / height, text, fontsize=8, color=colour, parse_math=False)
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        agg.print_png(buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def _outline_and_rim(mask, picture, width, name) -> tuple[np.ndarray, np.ndarray]:
+    """Where the line goes, and the pixels just outside the regions, which are to be darkened."""
+    mask = np.asarray(mask)
+    if mask.shape != picture.shape[:2]:
+        raise ValueError(f"{name} has shape {mask.shape}, the image {picture.shape[:2]}")
+    line = outline(mask, width)
+    return line, np.logical_or.reduce(_neighbours(line)) & (mask == 0)
+
+
+def _class_colours(ids: np.ndarray) -> np.ndarray:
+    palette = np.array(CLASS_COLOURS, np.uint8)
+    return palette[(ids.astype(np.int64) - 1) % len(palette)]
+
+
+def _neighbours(array: np.ndarray) -> list[np.ndarray]:
+    """The array moved by one pixel up, down, left and right; 0 comes in at the edge."""
+    padded = np.pad(array, 1)
+    return [padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]]
+
+
+def _line_width(shape) -> int:
+    return max(1, round(max(shape[:2]) / 240))
+
+
+def _fit(shape, tile: int) -> tuple[int, int]:
+    scale = tile / max(shape[:2])
+    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+
+
+def _resize_image(image: np.ndarray, tile: int) -> np.ndarray:
+    rgb = to_rgb(image)
+    # Enlarged pixels stay square, so that a blurred synthetic image is the generator's doing.
+    return _resize(rgb, _fit(rgb.shape, tile), smooth=max(rgb.shape) > tile)
+
+
+def _resize(array: np.ndarray, shape: tuple[int, int], *, smooth: bool) -> np.ndarray:
+    filtering = Image.Resampling.BOX if smooth else Image.Resampling.NEAREST
+    if smooth and shape[0] > array.shape[0]:
+        filtering = Image.Resampling.BICUBIC
+    picture = Image.fromarray(np.ascontiguousarray(array, np.uint8))
+    return np.asarray(picture.resize((shape[1], shape[0]), filtering))
+
+
+def _shorten(text: str, pixels: int) -> str:
+    """Cuts the middle out of a text that is too wide: file names differ at their ends."""
+    most = max(8, int(pixels / 7.2))
+    text = " ".join(str(text).split())
+    if len(text) <= most:
+        return text
+    head = (most - 1) // 2
+    return text[:head] + "\u2026" + text[len(text) - (most - 1 - head) :]

@@ -1,0 +1,94 @@
+"""Losses of the segmenter and of the two players. Per example: every function returns `[B]`."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+SMOOTHING = 1.0
+
+
+def one_hot_foreground(masks: jax.Array, num_classes: int) -> jax.Array:
+    """Class ids `[B, *spatial]` to float32 `[B, *spatial, num_classes - 1]`, background left out."""
+    return (masks[..., None] == jnp.arange(1, num_classes, dtype=masks.dtype)).astype(jnp.float32)
+
+
+def _sum_over_pixels(x: jax.Array) -> jax.Array:
+    return x.sum(axis=tuple(range(1, x.ndim - 1)))
+
+
+def soft_overlap(probabilities: jax.Array, targets: jax.Array, kind: str) -> jax.Array:
+    """Soft Dice or Jaccard per example and class.
+
+    Dice: `(2 sum pt + s) / (sum p + sum t + s)`; Jaccard: `(sum pt + s) / (sum p + sum t - sum pt + s)`
+    with smoothing s = 1 (Milletari et al., 2016; GenSeg uses Jaccard on skin lesions).
+
+    Args:
+      probabilities: `[B, *spatial, K]` in [0, 1].
+      targets: the same shape, 0 or 1.
+      kind: 'dice' or 'jaccard'.
+
+    Returns:
+      `[B, K]` in (0, 1].
+    """
+    both = _sum_over_pixels(probabilities * targets)
+    total = _sum_over_pixels(probabilities) + _sum_over_pixels(targets)
+    if kind == "dice":
+        return (2 * both + SMOOTHING) / (total + SMOOTHING)
+    if kind == "jaccard":
+        return (both + SMOOTHING) / (total - both + SMOOTHING)
+    raise ValueError(f"overlap is 'dice' or 'jaccard', not {kind!r}")
+
+
+def segmentation_loss(logits: jax.Array, masks: jax.Array, overlap: str = "dice") -> jax.Array:
+    """Cross-entropy plus `1 - overlap`.
+
+    Args:
+      logits: `[B, *spatial, K]`; K = 1: one foreground class through a sigmoid; K > 1: softmax with
+        the background first, and the overlap averaged over the K - 1 foreground classes.
+      masks: integer class ids `[B, *spatial]`.
+      overlap: 'dice' or 'jaccard'.
+
+    Returns:
+      `[B]`, at least 0.
+    """
+    num_outputs = logits.shape[-1]
+    pixels = tuple(range(1, masks.ndim))
+    if num_outputs == 1:
+        targets = one_hot_foreground(masks, 2)
+        cross_entropy = optax.sigmoid_binary_cross_entropy(logits, targets)[..., 0]
+        probabilities = jax.nn.sigmoid(logits)
+    else:
+        targets = one_hot_foreground(masks, num_outputs)
+        cross_entropy = optax.softmax_cross_entropy_with_integer_labels(
+            logits, masks.astype(jnp.int32)
+        )
+        probabilities = jax.nn.softmax(logits)[..., 1:]
+    overlaps = soft_overlap(probabilities, targets, overlap)
+    return cross_entropy.mean(pixels) + 1.0 - overlaps.mean(-1)
+
+
+def adversarial_loss(logits: jax.Array, is_real: bool, kind: str = "vanilla") -> jax.Array:
+    """How far a discriminator's logits are from saying `is_real`.
+
+    Args:
+      logits: `[B, *patches, 1]`.
+      is_real: the wanted answer.
+      kind: 'vanilla' (binary cross-entropy, Goodfellow et al., 2014) or 'lsgan' (squares, Mao et
+        al., 2017).
+
+    Returns:
+      `[B]`, at least 0.
+    """
+    target = 1.0 if is_real else 0.0
+    if kind == "vanilla":
+        loss = optax.sigmoid_binary_cross_entropy(logits, jnp.full_like(logits, target))
+    elif kind == "lsgan":
+        loss = (logits - target) ** 2
+    else:
+        raise ValueError(f"adversarial loss is 'vanilla' or 'lsgan', not {kind!r}")
+    return loss.mean(axis=tuple(range(1, loss.ndim)))
+
+
+def l1_loss(drawn: jax.Array, real: jax.Array) -> jax.Array:
+    """Mean absolute difference per example, `[B]`, of images `[B, *spatial, C]`."""
+    return jnp.abs(drawn - real).mean(axis=tuple(range(1, drawn.ndim)))

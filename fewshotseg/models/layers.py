@@ -1,0 +1,238 @@
+"""Layers that are exact and fast on every backend, for any number of spatial dimensions.
+
+All arrays are channels last, `[B, *spatial, C]`. The stock forms of these operations (transposed
+convolution by dilating the input, pooling by a window reduction, group normalisation by a grouped
+reshape) fall off XLA's fast path on CPUs, up to 14 times slower; each function here is an exact
+rewriting of one, and its test compares the two.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_in", "normal")  # He et al., 2015
+
+
+def init_params(module: nn.Module, key: jax.Array, *inputs) -> dict:
+    """Parameters of a module built from the layers of this package, as `module.init` would draw.
+
+    All normal numbers are drawn at once: compiling one draw for each of a network's weights takes
+    XLA half a minute on a CPU. Kernels (`kernel*`) are He-normal, scales 1, biases 0.
+
+    Args:
+      module: whose parameters are named so.
+      key: another one gives other kernels.
+      *inputs: arrays of the shapes the module is called with; values do not matter.
+
+    Returns:
+      The 'params' collection, float32.
+    """
+    shapes = jax.eval_shape(module.init, key, *inputs)["params"]
+    leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
+    kernels = [path[-1].key.startswith("kernel") for path, _ in leaves]
+    total = sum(leaf.size for (_, leaf), k in zip(leaves, kernels, strict=True) if k)
+    numbers = jax.random.normal(key, (total,))
+    params, start = [], 0
+    for (path, leaf), is_kernel in zip(leaves, kernels, strict=True):
+        if is_kernel:
+            part = jax.lax.dynamic_slice_in_dim(numbers, start, leaf.size).reshape(leaf.shape)
+            params.append(part * (2.0 / math.prod(leaf.shape[:-1])) ** 0.5)
+            start += leaf.size
+        else:
+            params.append(jnp.full(leaf.shape, 1.0 if path[-1].key == "scale" else 0.0))
+    return jax.tree_util.tree_unflatten(structure, params)
+
+
+def conv(
+    x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int | str = "SAME"
+) -> jax.Array:
+    """Convolution (cross-correlation) of `x [B, *spatial, C]` with `kernel [*k, C, C_out]`."""
+    rank = kernel.ndim - 2
+    spatial = "DHW"[-rank:]
+    if not isinstance(padding, str):
+        padding = [(padding, padding)] * rank
+    numbers = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
+    return jax.lax.conv_general_dilated(
+        x, kernel.astype(x.dtype), (stride,) * rank, padding, dimension_numbers=numbers
+    )
+
+
+def depth_to_space_2x(x: jax.Array, rank: int) -> jax.Array:
+    """`[B, *n, 2**rank * C]` to `[B, *2n, C]`; the channels hold the phases in row-major order."""
+    batch, *sizes, channels = x.shape
+    channels //= 2**rank
+    x = x.reshape(batch, *sizes, *(2,) * rank, channels)
+    order = [axis for i in range(rank) for axis in (1 + i, 1 + rank + i)]
+    x = x.transpose(0, *order, 2 * rank + 1)
+    return x.reshape(batch, *(2 * n for n in sizes), channels)
+
+
+def conv_transpose_2x(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Transposed convolution that doubles every spatial size, as one stride-1 convolution.
+
+    Each of the `2**rank` output phases sees only every second tap of the kernel along each axis.
+    The taps of all phases are gathered into one kernel of half the size with `2**rank * C_out`
+    outputs, applied to the undilated input, and the phases are then interleaved.
+
+    Args:
+      x: `[B, *n, C]`.
+      kernel: `[*(2m,), C, C_out]` with even size `2m` in every dimension, in the convention of
+        `jax.lax.conv_transpose(..., transpose_kernel=False)`: spatially flipped against PyTorch.
+
+    Returns:
+      `[B, *2n, C_out]`, equal to `jax.lax.conv_transpose(x, kernel, strides=2, padding=(m, m))`
+      (PyTorch: stride 2, padding m - 1).
+    """
+    rank = kernel.ndim - 2
+    m = kernel.shape[0] // 2
+    c_in, c_out = kernel.shape[-2:]
+    # [q0, a0, q1, a1, ..., C, C_out]: q the tap in the window of phase a.
+    taps = kernel.reshape(*itertools.chain.from_iterable([(m, 2)] * rank), c_in, c_out)
+    for axis in range(0, 2 * rank, 2):
+        taps = _align_windows(taps, axis)
+    windows, phases = range(0, 2 * rank, 2), range(1, 2 * rank, 2)
+    taps = taps.transpose(*windows, 2 * rank, *phases, 2 * rank + 1)
+    sizes = taps.shape[:rank]
+    y = conv(x, taps.reshape(*sizes, c_in, 2**rank * c_out), padding=sizes[0] // 2)
+    return depth_to_space_2x(y, rank)
+
+
+def _align_windows(taps, axis):
+    """Puts the windows of both phases into one of odd size, centred on the same input pixel.
+
+    For odd m they coincide, and the kernel stores the second phase first. For even m, that of phase 1
+    begins one pixel later: each gets a zero on the other's side. (A kernel of even size would do
+    without the zeros, but falls off the fast path of CPUs, where it is 10 times slower.)
+    """
+    first, second = (jax.lax.index_in_dim(taps, a, axis + 1) for a in (0, 1))
+    if taps.shape[axis] % 2:
+        return jnp.concatenate([second, first], axis + 1)
+    pads = [(0, 0)] * taps.ndim
+    pads[axis] = (0, 1)
+    first = jnp.pad(first, pads)
+    pads[axis] = (1, 0)
+    return jnp.concatenate([first, jnp.pad(second, pads)], axis + 1)
+
+
+def max_pool_2x(x: jax.Array) -> jax.Array:
+    """Maximum over windows of 2 per spatial dimension, stride 2; an odd last row is dropped."""
+    return _pool_2x(x, jnp.maximum)
+
+
+def avg_pool_2x(x: jax.Array) -> jax.Array:
+    """Mean over windows of 2 per spatial dimension, stride 2; an odd last row is dropped."""
+    return _pool_2x(x, lambda a, b: 0.5 * (a + b))
+
+
+def _pool_2x(x, combine):
+    for axis in range(1, x.ndim - 1):
+        even = x.shape[axis] // 2 * 2
+        first = jax.lax.slice_in_dim(x, 0, even, 2, axis)
+        x = combine(first, jax.lax.slice_in_dim(x, 1, even, 2, axis))
+    return x
+
+
+def group_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, epsilon: float = 1e-5
+) -> jax.Array:
+    """Group normalisation (Wu and He, 2018) with sums taken per channel before they are grouped.
+
+    Args:
+      x: `[B, *spatial, C]`; statistics are float32 whatever its type.
+      scale: `[C]`.
+      bias: `[C]`.
+      groups: divides C; `groups=C` is instance normalisation.
+      epsilon: added to the variance.
+    """
+    spatial = tuple(range(1, x.ndim - 1))
+    channels = x.shape[-1]
+
+    def group_mean(t):  # [B, 1.., C] -> the mean of each group, repeated for its channels
+        t = t.reshape(t.shape[0], groups, channels // groups).mean(-1)
+        t = jnp.repeat(t, channels // groups, axis=1)
+        return t.reshape(t.shape[0], *(1,) * len(spatial), channels)
+
+    y = x.astype(jnp.float32) if x.dtype in (jnp.bfloat16, jnp.float16) else x
+    y = y - group_mean(y.mean(spatial))
+    variance = group_mean((y * y).mean(spatial))
+    y = y * (jax.lax.rsqrt(variance + epsilon) * scale) + bias
+    return y.astype(x.dtype)
+
+
+def pad_to(x: jax.Array, sizes: Sequence[int]) -> jax.Array:
+    """Repeats the last row of each spatial dimension up to `sizes`."""
+    pads = [(0, size - n) for n, size in zip(x.shape[1:-1], sizes, strict=True)]
+    return jnp.pad(x, [(0, 0), *pads, (0, 0)], mode="edge") if any(p for _, p in pads) else x
+
+
+def dropout(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
+    """Dropout with one key per example, so that it does not depend on how a batch is sharded.
+
+    Args:
+      x: `[B, *spatial, C]`.
+      rate: probability of dropping, in [0, 1).
+      keys: `[B]` typed PRNG keys.
+    """
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1.0 - rate), 0)
+
+
+class Conv(nn.Module):
+    """Convolution with float32 parameters, computed in `dtype`.
+
+    Attributes:
+      features: number of output channels.
+      kernel_size: one size for every spatial dimension.
+      stride: likewise.
+      padding: pixels on every side, or 'SAME'.
+      use_bias: adds a bias per channel.
+      dtype: of the computation.
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    padding: int | str = "SAME"
+    use_bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        rank = x.ndim - 2
+        shape = (*(self.kernel_size,) * rank, x.shape[-1], self.features)
+        y = conv(x, self.param("kernel", KERNEL_INIT, shape), self.stride, self.padding)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y = y + bias.astype(y.dtype)
+        return y
+
+
+class ConvTranspose2x(nn.Module):
+    """`conv_transpose_2x` with parameters; `kernel_size` must be even."""
+
+    features: int
+    kernel_size: int = 2
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (*(self.kernel_size,) * (x.ndim - 2), x.shape[-1], self.features)
+        y = conv_transpose_2x(x, self.param("kernel", KERNEL_INIT, shape))
+        return y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(y.dtype)
+
+
+class GroupNorm(nn.Module):
+    """`group_norm` with parameters; uses the largest group count up to `groups` that divides C."""
+
+    groups: int = 8
+
+    @nn.compact
+    def __call__(self, x):
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        groups = max(g for g in range(1, min(self.groups, channels) + 1) if channels % g == 0)
+        return group_norm(x, scale, bias, groups)

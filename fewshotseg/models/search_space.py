@@ -1,0 +1,89 @@
+"""The searchable cell of the generator: three convolutions, mixed by architecture weights.
+
+A cell maps `x` to `sum_i softmax(alpha)_i conv_i(x)` with candidates of kernel size 4, 6, 8, stride
+2 and padding 1, 2, 3 (GenSeg, Zhang et al., Nature Communications 2025; the relaxation is that of
+DARTS, Liu et al., 2019). The candidates are linear and centred on the same pixels, so the sum is
+itself one convolution whose kernel is the weighted sum of the zero-padded candidate kernels. That is
+how it is computed: exact, differentiable in alpha, and a third of the activations. The same holds
+for the transposed convolutions of the decoder.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fewshotseg.models import layers
+
+KERNEL_SIZES = (4, 6, 8)
+LARGEST = max(KERNEL_SIZES)
+
+
+def merge_kernels(kernels: list[jax.Array], weights: jax.Array) -> jax.Array:
+    """One kernel `[8.., C, C_out]` that does what the weighted sum of candidates does.
+
+    Args:
+      kernels: one per candidate, `[*k, C, C_out]` with k of `KERNEL_SIZES`.
+      weights: `[3]`, mixing weights.
+    """
+
+    def padded(kernel):
+        rank = kernel.ndim - 2
+        margin = (LARGEST - kernel.shape[0]) // 2
+        return jnp.pad(kernel, [(margin, margin)] * rank + [(0, 0), (0, 0)])
+
+    return sum(w * padded(k) for w, k in zip(weights, kernels, strict=True))
+
+
+def init_architecture(key: jax.Array, num_levels: int, sides: tuple[str, ...]) -> dict:
+    """Architecture weights (logits of the softmax), `[num_levels, 3]` per side, 1e-3 * N(0, 1)."""
+    keys = jax.random.split(key, len(sides)) if sides else ()
+    shape = (num_levels, len(KERNEL_SIZES))
+    return {s: 1e-3 * jax.random.normal(k, shape) for s, k in zip(sides, keys, strict=True)}
+
+
+def mixing_weights(architecture: dict) -> dict:
+    """Softmax over the candidates: per side `[num_levels, 3]`, rows sum to 1."""
+    return {side: jax.nn.softmax(alpha, axis=-1) for side, alpha in architecture.items()}
+
+
+def discretize(architecture: dict) -> dict:
+    """Keeps the strongest candidate of every cell: logits whose softmax is exactly one-hot."""
+
+    def one_hot(alpha):
+        best = jax.nn.one_hot(alpha.argmax(-1), alpha.shape[-1], dtype=alpha.dtype)
+        return jnp.where(best == 1, 0.0, -jnp.inf).astype(alpha.dtype)
+
+    return {side: one_hot(alpha) for side, alpha in architecture.items()}
+
+
+class Cell(nn.Module):
+    """Halves (`transposed=False`) or doubles the resolution with a mixture of candidates.
+
+    Attributes:
+      features: number of output channels.
+      transposed: doubles the resolution instead of halving it.
+    """
+
+    features: int
+    transposed: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, weights: jax.Array | None) -> jax.Array:
+        """Args: x `[B, *n, C]`; weights `[3]` mixing weights, or None: kernel size 4 alone.
+
+        Spatial sizes must be even when halving.
+        """
+        rank = x.ndim - 2
+        sizes = KERNEL_SIZES if weights is not None else KERNEL_SIZES[:1]
+        kernels = [
+            self.param(
+                f"kernel_{k}", layers.KERNEL_INIT, (*(k,) * rank, x.shape[-1], self.features)
+            )
+            for k in sizes
+        ]
+        kernel = kernels[0] if weights is None else merge_kernels(kernels, weights)
+        if self.transposed:
+            y = layers.conv_transpose_2x(x, kernel)
+        else:
+            y = layers.conv(x, kernel, stride=2, padding=kernel.shape[0] // 2 - 1)
+        return y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(y.dtype)

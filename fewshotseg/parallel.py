@@ -1,0 +1,74 @@
+"""Data parallelism. The only file that says pmap.
+
+A step is written once, per device, with collectives over an axis name. Its state is replicated and
+carries no device axis (`in_axes=None`, `out_axes=None`); only drawn batches do. So a checkpoint does
+not know how many devices wrote it, and nothing outside this file knows how many there are.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from fewshotseg import errors
+
+AXIS_NAME = "devices"
+
+
+def compile_step(function: Callable, batched_args: Sequence[int] = ()) -> Callable:
+    """Compiles `function(*args)` for all local devices.
+
+    Args:
+      function: per-device function that averages what it returns over `AXIS_NAME`.
+      batched_args: positions of arguments with a leading device axis; all others are replicated.
+
+    Returns:
+      The compiled function; its results are replicated and have no device axis.
+    """
+    return _Pmapped(function, tuple(batched_args), sharded_result=False)
+
+
+def compile_draw(function: Callable) -> Callable:
+    """Compiles a function whose results differ per device: they get a leading device axis."""
+    return _Pmapped(function, (), sharded_result=True)
+
+
+class _Pmapped:
+    """pmap needs one argument with a device axis; the device index serves where there is none."""
+
+    def __init__(self, function, batched_args, sharded_result):
+        self._function = function
+        self._batched_args = batched_args
+        self._out_axes = 0 if sharded_result else None
+        self._compiled = None
+        self._indices = None
+
+    def __call__(self, *args):
+        if self._compiled is None:
+            axes = [0 if i in self._batched_args else None for i in range(len(args))]
+            self._compiled = jax.pmap(
+                lambda _, *args: self._function(*args),
+                axis_name=AXIS_NAME,
+                in_axes=(0, *axes),
+                out_axes=self._out_axes,
+            )
+            self._indices = jnp.arange(jax.local_device_count())
+        return self._compiled(self._indices, *args)
+
+
+def shard(global_size: int, axis_name: str | None) -> tuple[jax.Array | int, int]:
+    """This device's part of `global_size` examples: (first index, number of examples)."""
+    if axis_name is None:
+        return 0, global_size
+    size = global_size // jax.lax.axis_size(axis_name)
+    return jax.lax.axis_index(axis_name) * size, size
+
+
+def check_batch_size(field: str, batch_size: int) -> None:
+    """Raises `InputError` if `batch_size` cannot be split evenly over the local devices."""
+    devices = jax.local_device_count()
+    if batch_size % devices:
+        raise errors.InputError(
+            f"{field}={batch_size} cannot be split evenly over {devices} devices: "
+            f"use a multiple of {devices}."
+        )

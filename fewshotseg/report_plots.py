@@ -1,0 +1,194 @@
+"""The report's plots: log records and per-case scores in, PNG bytes out.
+
+No global Matplotlib state. The colours are those of the Okabe-Ito palette, one per method.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+Record = Mapping[str, object]  # one line of log.jsonl
+
+METHOD_COLOURS = {
+    "real_only": "#555555",
+    "separate": "#E69F00",
+    "joint": "#009E73",
+    "end2end": "#0072B2",
+    "generator": "#CC79A7",
+}
+_CANDIDATES = (("4", "#D55E00"), ("6", "#009E73"), ("8", "#0072B2"))
+_PANELS = (  # title, keys; the first key is a full line, the second dashed
+    ("Dice on the validation images", ("validation/dice",)),
+    (
+        "Segmenter loss: real (full), synthetic (dashed)",
+        ("segmenter/loss", "segmenter/synthetic_loss"),
+    ),
+    ("Loss on the validation images", ("validation/loss",)),
+    ("Generator (full) and discriminator (dashed) loss", ("generator/loss", "discriminator/loss")),
+    ("Generator L1 distance to the real image", ("generator/l1",)),
+)
+
+
+def series(records: Sequence[Record], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and finite values `[T]` of one scalar of a log; both empty if it was never measured."""
+    points = [
+        (record["step"], record[key])
+        for record in records
+        if isinstance(record.get(key), int | float) and isinstance(record.get("step"), int | float)
+    ]
+    steps, values = np.array(points, float).reshape(-1, 2).T
+    finite = np.isfinite(values)
+    return steps[finite], values[finite]
+
+
+def learning_curves(logs: Mapping[str, Sequence[Record]]) -> bytes | None:
+    """Validation Dice and losses over steps, a colour per method; None if nothing was logged."""
+    panels = [
+        (title, keys)
+        for title, keys in _PANELS
+        if any(series(log, key)[0].size for log in logs.values() for key in keys)
+    ]
+    if not panels:
+        return None
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = _axes(rows, columns, 4.2, 3.0)
+    for axis, (title, keys) in zip(axes.flat, panels, strict=False):
+        for method, log in logs.items():
+            for key, line in zip(keys, ("-", "--"), strict=False):
+                steps, values = series(log, key)
+                if not steps.size:
+                    continue
+                _plot(axis, steps, values, line, colour(method), method if line == "-" else None)
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("step", fontsize=8)
+        if any(line.get_label()[0] != "_" for line in axis.lines):
+            axis.legend(fontsize=7, frameon=False)
+    _hide_rest(axes, len(panels))
+    return _png(figure)
+
+
+def hypergradient_norm(logs: Mapping[str, Sequence[Record]]) -> bytes | None:
+    """Norm of the hypergradient over steps, logarithmic; None if it was never measured."""
+    found = {m: series(log, "outer/hypergradient_norm") for m, log in logs.items()}
+    found = {method: points for method, points in found.items() if points[0].size}
+    if not found:
+        return None
+    figure, axes = _axes(1, 1, 6.5, 2.8)
+    axis = axes.flat[0]
+    for method, (steps, values) in found.items():
+        _plot(axis, steps, values, "-", colour(method), method)
+    if all((values > 0).all() for _, values in found.values()):
+        axis.set_yscale("log")
+    axis.set_xlabel("step", fontsize=8)
+    axis.set_title("Norm of the hypergradient", fontsize=9)
+    axis.legend(fontsize=7, frameon=False)
+    return _png(figure)
+
+
+def architecture(records: Sequence[Record]) -> tuple[bytes, float] | None:
+    """Softmax weights of the candidates (kernels 4, 6, 8) over steps, one panel per level.
+
+    Returns:
+      (PNG, largest absolute change of any weight between the first and the last record), or None
+      if the log holds no architecture weights.
+    """
+    sides = {side: _weights(records, f"architecture/{side}") for side in ("encoder", "decoder")}
+    sides = {side: found for side, found in sides.items() if found is not None}
+    if not sides:
+        return None
+    levels = max(weights.shape[1] for _, weights in sides.values())
+    figure, axes = _axes(len(sides), levels, 1.9, 1.9, sharey=True)
+    change = 0.0
+    for row, (side, (steps, weights)) in enumerate(sides.items()):
+        change = max(change, float(np.abs(weights[-1] - weights[0]).max()))
+        for level in range(levels):
+            axis = axes[row, level]
+            if level >= weights.shape[1]:
+                axis.set_visible(False)
+                continue
+            for i in range(weights.shape[2]):
+                name, tint = _CANDIDATES[i] if i < 3 else (str(i), "#000000")
+                _plot(axis, steps, weights[:, level, i], "-", tint, f"kernel {name}")
+            axis.set_title(f"{side} level {level + 1}", fontsize=8)
+    low = min(float(weights.min()) for _, weights in sides.values())
+    high = max(float(weights.max()) for _, weights in sides.values())
+    middle, half = (low + high) / 2, max(0.05, 0.55 * (high - low))
+    axes[0, 0].set_ylim(middle - half, middle + half)
+    axes[0, 0].legend(fontsize=6, frameon=False)
+    return _png(figure), change
+
+
+def case_scatter(pairs: Sequence[tuple[float, float]], first: str, second: str) -> bytes | None:
+    """Dice of every test case under two methods, one against the other; None without cases.
+
+    Args:
+      pairs: (Dice of `first`, Dice of `second`) per case, finite.
+      first: method on the x axis.
+      second: method on the y axis.
+    """
+    if not pairs:
+        return None
+    x, y = np.array(pairs, float).T
+    figure, axes = _axes(1, 2, 3.6, 3.2)
+    axis = axes[0, 0]
+    axis.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1)
+    axis.plot(x, y, "o", color=colour(second), markersize=3.5, alpha=0.6, markeredgewidth=0)
+    axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    axis.set_xlabel(f"Dice, {first}", fontsize=8)
+    axis.set_ylabel(f"Dice, {second}", fontsize=8)
+    axis.set_title("Above the line: better", fontsize=9)
+    axis = axes[0, 1]
+    reach = max(0.05, float(np.abs(y - x).max()))
+    axis.hist(y - x, bins=np.linspace(-reach, reach, 26), color=colour(second), alpha=0.75)
+    axis.locator_params(axis="x", nbins=5)
+    axis.axvline(0.0, color="#888888", linewidth=1)
+    axis.set_xlabel(f"Dice difference, {second} minus {first}", fontsize=8)
+    axis.set_ylabel("test cases", fontsize=8)
+    axis.set_title(f"{len(pairs)} test cases", fontsize=9)
+    return _png(figure)
+
+
+def colour(method: str) -> str:
+    """The colour of a method; black for one that is not known here."""
+    return METHOD_COLOURS.get(method, "#000000")
+
+
+def _weights(records, key):
+    points = [(r["step"], r[key]) for r in records if isinstance(r.get(key), list) and "step" in r]
+    points = [(step, np.array(weights, float)) for step, weights in points]
+    if not points or points[-1][1].ndim != 2:
+        return None
+    points = [point for point in points if point[1].shape == points[-1][1].shape]
+    steps, weights = zip(*points, strict=True)
+    return np.array(steps, float), np.stack(weights)
+
+
+def _plot(axis, steps, values, line, tint, label) -> None:
+    marker = "." if steps.size < 3 else None  # a line through fewer points cannot be seen
+    axis.plot(steps, values, line, color=tint, linewidth=1.3, marker=marker, label=label)
+
+
+def _axes(rows: int, columns: int, width: float, height: float, sharey: bool = False):
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=sharey)
+    for axis in axes.flat:
+        axis.tick_params(labelsize=7)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(color="#eeeeee", linewidth=0.6)
+        axis.set_axisbelow(True)
+    return figure, axes
+
+
+def _hide_rest(axes, used: int) -> None:
+    for axis in axes.flat[used:]:
+        axis.set_visible(False)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_figure(buffer, dpi=110, format="png")
+    return buffer.getvalue()

@@ -1,0 +1,110 @@
+"""The trained models of a run: load one to predict with, or measure them on test sets."""
+
+import functools
+import json
+import pathlib
+
+from ml_collections import ConfigDict
+
+from fewshotseg import checkpoint, errors, evaluate, experiment, run_files, summaries
+from fewshotseg.data import phantom
+from fewshotseg.experiment import METHODS, Data
+from fewshotseg.predict import Predictor
+
+
+def load_predictor(folder: str | pathlib.Path) -> Predictor:
+    """The model of a run folder, without its training data.
+
+    Args:
+      folder: of a run, then the method with the best validation Dice is taken; or of one method in it.
+
+    Raises:
+      InputError: nothing has been trained there.
+    """
+    folder = pathlib.Path(folder)
+    if (folder / "checkpoints").is_dir():
+        folders, root = [folder], folder.parent
+    else:
+        folders = [folder / m for m in METHODS if (folder / m / "checkpoints").is_dir()]
+        root = folder
+    config = ConfigDict(run_files.read_config(root))
+    if not folders:
+        raise errors.InputError(f"{folder} has no trained model yet: run --mode=train first.")
+    models = [(checkpoint.load_best(f / "checkpoints")[0], f.name) for f in folders]
+    best, method = max(models, key=lambda model: float(model[0]["dice"]))
+    class_names = tuple(run_files.read_class_names(root))
+    networks = experiment.create_networks(config, len(class_names) + 1)
+    segment = experiment.compile_segmenter(
+        lambda p, x: networks["segmenter"].apply({"params": p}, x)
+    )
+    return Predictor(
+        predict_probabilities=functools.partial(segment, best["segmenter"]),
+        image_size=config.data.image_size,
+        channels=config.data.channels,
+        class_names=class_names,
+        threshold=config.evaluate.threshold,
+        source=(
+            f"{method} of {root}, step {int(best['step'])}, "
+            f"validation Dice {float(best['dice']):.3f}"
+        ),
+    )
+
+
+def evaluate_model(config, data: Data, folder: pathlib.Path, best) -> None:
+    """Measures one trained model on every test set of `data`; results go to FOLDER/evaluation."""
+    networks = experiment.create_networks(config, data.num_classes)
+    segment = experiment.compile_segmenter(
+        lambda p, x: networks["segmenter"].apply({"params": p}, x)
+    )
+    for name, (source, ids) in data.test_sets.items():
+        bar = summaries.progress_bar(f"{folder.name} on {name}", len(ids), 0, unit="case")
+
+        def progress(done, total, bar=bar):
+            bar.update(done - bar.n)
+
+        evaluate.evaluate(
+            functools.partial(segment, best["segmenter"]),
+            source,
+            ids,
+            folder / "evaluation" / name,
+            image_size=config.data.image_size,
+            channels=config.data.channels,
+            class_names=data.source.class_names,
+            threshold=config.evaluate.threshold,
+            batch_size=config.evaluate.batch_size,
+            progress=progress,
+        )
+        bar.close()
+
+
+def is_evaluated(folder: pathlib.Path, data: Data) -> bool:
+    """Whether every test set has its summary, written last."""
+    return all((folder / "evaluation" / name / "summary.json").exists() for name in data.test_sets)
+
+
+def evaluate_run(config, workdir: str | pathlib.Path) -> None:
+    """Evaluates every trained method of a run again, on the test sets of `config`.
+
+    Raises:
+      InputError: nothing has been trained there.
+    """
+    workdir = pathlib.Path(workdir)
+    run_files.read_config(workdir)
+    folders = [workdir / m for m in METHODS if (workdir / m / "checkpoints").is_dir()]
+    if not folders:
+        raise errors.InputError(f"{workdir} has no trained model yet: run --mode=train first.")
+    data = experiment.create_data(config)
+    for folder in folders:
+        best, _ = checkpoint.load_best(folder / "checkpoints")
+        evaluate_model(config, data, folder, best)
+
+
+def threshold_baseline(data: Data, folder: pathlib.Path) -> None:
+    """Dice of the best single grey-value threshold of the training images, on every test set."""
+    train = [data.source.load(i) for i in data.split.train]
+    results = {}
+    for name, (source, ids) in data.test_sets.items():
+        _, _, dice = phantom.best_threshold_dice(train, [source.load(i) for i in ids])
+        results[name] = dice
+    run_files.write_json(results, folder / "threshold.json")
+    print("Best grey-value threshold:", json.dumps({k: round(v, 3) for k, v in results.items()}))

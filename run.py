@@ -1,0 +1,52 @@
+"""fewshotseg: few-shot medical image segmentation with synthetic pairs.
+
+python run.py                                                   the embedded demo
+python run.py --config=configs/folder.py --workdir=runs/mine \\
+    --config.data.folder.images_dir=images --config.data.folder.masks_dir=masks
+python run.py --mode=predict --workdir=runs/mine --input=new_images --output=masks
+"""
+
+import os
+import pathlib
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+ROOT = pathlib.Path(__file__).parent
+MODES = ("train", "check", "prepare", "evaluate", "predict", "report")
+FLAGS = flags.FLAGS
+
+config_flags.DEFINE_config_file(
+    "config", str(ROOT / "configs" / "demo.py"), "Configuration; --config.FIELD=VALUE overrides."
+)
+flags.DEFINE_string("workdir", "runs/demo", "Folder of the run; for report, several joined by ','.")
+flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+flags.DEFINE_string("data_dir", None, "prepare: folder with the official download.")
+flags.DEFINE_string("input", None, "predict: an image or a folder of images.")
+flags.DEFINE_string("output", None, "predict: folder for the masks; report: the HTML page.")
+
+
+def main(argv):
+    from fewshotseg import commands, errors
+
+    logging.set_verbosity(logging.WARNING)
+    if len(argv) > 1:
+        sys.exit(f"run.py: unexpected argument {argv[1]!r}; flags start with --.")
+    try:
+        commands.run(FLAGS.mode, FLAGS.config, FLAGS)
+    except errors.InputError as error:
+        print(f"run.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(
+            "run.py: stopped. The run is saved and can predict; the same command continues it.",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    app.run(main)
