@@ -56,6 +56,8 @@ def configure(config, dataset: str, seed: int, split_file: pathlib.Path):
         config.data.source, config.data.split_file = "folder", str(split_file)
         config.data.channels = 1 if dataset == "busi" else 3
         config.data.folder.name = dataset
+        if dataset == "fuseg":  # wounds cover about 1 % of the image: many vanish at 64 pixels
+            config.data.image_size = 96
         config.data.folder.class_names = (class_name,)
         config.data.folder.images_dir = ",".join(str(root / folder) for folder in images)
         config.data.folder.masks_dir = ",".join(str(root / folder) for folder in masks)

@@ -18,7 +18,8 @@ def get_config(arg=""):
     config.discriminator.width = 16
     config.pretrain.num_steps = 300
     config.train.num_steps = 400
-    config.train.batch_size = config.pretrain.batch_size = 8
+    config.train.batch_size = config.pretrain.batch_size = 4
+    config.optim.learning_rate = 3e-3
     config.log_every, config.eval_every = 10, 20
     config.sample_every, config.checkpoint_every = 200, 100
     default.apply_choices(config, arg)

@@ -34,17 +34,14 @@ def train(config, flags) -> None:
     from fewshotseg import train as train_lib
 
     train_lib.train_and_evaluate(config, flags.workdir)
+    _report([pathlib.Path(flags.workdir)])
 
 
 def evaluate(config, flags) -> None:
-    from fewshotseg import report as report_lib
     from fewshotseg import trained
 
     trained.evaluate_run(config, flags.workdir)
-    report_lib.build_report(
-        [pathlib.Path(flags.workdir)], pathlib.Path(flags.workdir, "report.html")
-    )
-    print(report_lib.results_table([pathlib.Path(flags.workdir)]))
+    _report([pathlib.Path(flags.workdir)])
 
 
 def predict(config, flags) -> None:
@@ -67,11 +64,14 @@ def predict(config, flags) -> None:
 
 
 def report(config, flags) -> None:
+    workdirs = [pathlib.Path(folder) for folder in flags.workdir.split(",")]
+    _report(workdirs, pathlib.Path(flags.output) if flags.output else None)
+
+
+def _report(workdirs, output=None):
     from fewshotseg import report as report_lib
 
-    workdirs = [pathlib.Path(folder) for folder in flags.workdir.split(",")]
-    output = pathlib.Path(flags.output) if flags.output else workdirs[0] / "report.html"
-    path = report_lib.build_report(workdirs, output)
+    path = report_lib.build_report(workdirs, output or workdirs[0] / "report.html")
     print(report_lib.results_table(workdirs))
     print(f"Report: {path}")
 

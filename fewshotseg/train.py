@@ -22,7 +22,6 @@ from fewshotseg import (
     losses,
     metrics,
     parallel,
-    report,
     run_files,
     summaries,
     trained,
@@ -32,8 +31,8 @@ from fewshotseg.models import search_space
 from fewshotseg.state import GenSegState
 
 
-def train_and_evaluate(config, workdir: str | os.PathLike[str]) -> pathlib.Path:
-    """Trains every method of `config.methods`, evaluates them, and writes the report.
+def train_and_evaluate(config, workdir: str | os.PathLike[str]) -> None:
+    """Trains every method of `config.methods` and evaluates it on every test set.
 
     Killed at any moment and called again with the same arguments, it goes on from the last
     checkpoint and ends with the same numbers, bit for bit.
@@ -41,9 +40,6 @@ def train_and_evaluate(config, workdir: str | os.PathLike[str]) -> pathlib.Path:
     Args:
       config: as `configs/default.py` describes it.
       workdir: of the run; created if missing.
-
-    Returns:
-      Path of the report.
 
     Raises:
       InputError: bad data, a bad field, a workdir of another configuration, a full disk, or a loss
@@ -72,10 +68,6 @@ def train_and_evaluate(config, workdir: str | os.PathLike[str]) -> pathlib.Path:
         if not trained.is_evaluated(folder, data):
             best = _Training(config, data, folder, method, gan).run()
             trained.evaluate_model(config, data, folder, best)
-    path = report.build_report([workdir], workdir / "report.html")
-    print(report.results_table([workdir]))
-    print(f"Report: {path}", flush=True)
-    return path
 
 
 @dataclasses.dataclass
@@ -103,10 +95,12 @@ class _Stage:
         log = summaries.Log(self.folder / "log.jsonl", self.stage, step)
         bar = summaries.progress_bar(self.name, num_steps, step)
         started = time.perf_counter() - progress["seconds"]
+        measured = {}  # since the last line of the log; not every step measures everything
         try:
             while step < num_steps:
                 previous = step
-                state, measured, consumed = self.advance(state, step)
+                state, latest, consumed = self.advance(state, step)
+                measured.update(latest)
                 step += consumed
 
                 def due(every, previous=previous, step=step):
@@ -116,6 +110,7 @@ class _Stage:
                 if due(self.config.log_every) or due(self.config.checkpoint_every):
                     values = jax.device_get(measured)
                     self._require_finite(values, step, checkpoints.latest_step())
+                    measured = {}
                 if due(self.config.eval_every):
                     validated, best = self.validate(state, step, best)
                     values.update(validated)
@@ -130,7 +125,7 @@ class _Stage:
                     checkpoints.save(step, state, best, progress)
                 bar.update(consumed)
         except KeyboardInterrupt:
-            checkpoints.save(step, state, best, progress)
+            checkpoints.save(int(state.step), state, self.usable(state, best), progress)
             raise
         finally:
             bar.close()
@@ -157,6 +152,9 @@ class _Stage:
 
     def extra(self, state) -> dict:
         return {}
+
+    def usable(self, state, best):
+        return best
 
     def write_samples(self, state: GenSegState, step: int, log: summaries.Log) -> None:
         """A grid of mask, drawn image and real image for the first training cases."""
@@ -354,6 +352,10 @@ class _Training(_Stage):
         if dice > float(best["dice"]):
             best = self._candidate(state, dice, step)
         return {"validation/dice": dice, "validation/best_dice": float(best["dice"])}, best
+
+    def usable(self, state, best):
+        """What an interrupted run predicts with: the best model, or the current one if there is none."""
+        return self._candidate(state, -1.0, 0) if float(best["dice"]) < 0 else best
 
     def _candidate(self, state, dice, step):
         gan = state.inner.gan
