@@ -57,8 +57,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data = source_config()
     config.data.image_size = 96  # pixels of the square the networks see
     config.data.channels = 3  # 1 or 3
-    config.data.num_train = 32  # labelled cases the weights are trained on
-    config.data.num_validation = 8  # labelled cases of the outer loss and of the selection
+    # Labelled cases the weights are trained on, and those of the outer loss and the selection;
+    # both 0: all that are not test cases, a fifth of them to validate.
+    config.data.num_train = 32
+    config.data.num_validation = 8
     config.data.num_test = 0  # at most so many test cases; 0 for all that are left
     config.data.split_file = ""  # JSON lists of ids {"train": [], "validation": [], "test": []}
     # Further test sets, e.g. out of domain: name -> source_config().

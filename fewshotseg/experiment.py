@@ -18,6 +18,7 @@ from fewshotseg.models import layers, search_space
 from fewshotseg.types import CaseSource
 
 METHODS = ("real_only", "separate", "joint", "end2end")
+TEST_FRACTION = 0.2  # of the cases, where nothing else says which ones test
 STAGES = {"pretrain": 0, "train": 1, "init": 2}  # folded into the seed; never renumber
 
 
@@ -77,16 +78,37 @@ def create_source(config, strict: bool = True) -> CaseSource:
 
 def create_split(config, source: CaseSource) -> splits.Split:
     """Few-shot split of the seed, or the lists of `data.split_file`."""
-    split = splits.few_shot_split(
+    fields = config.data
+    lists = fields.split_file or None
+    draw = functools.partial(
+        splits.few_shot_split,
         source,
-        num_train=config.data.num_train,
-        num_validation=config.data.num_validation,
         seed=config.seed,
-        lists=config.data.split_file or None,
+        lists=lists,
+        test_fraction=TEST_FRACTION,
     )
-    if config.data.num_test:
-        split = dataclasses.replace(split, test=split.test[: config.data.num_test])
+    if fields.num_train:
+        split = draw(num_train=fields.num_train, num_validation=fields.num_validation)
+    else:
+        split = _draw_all(draw, source, lists)
+    if fields.num_test:
+        split = dataclasses.replace(split, test=split.test[: fields.num_test])
     return split
+
+
+def _draw_all(draw, source, lists, tries=5):
+    """Takes as many labelled cases as there are; look-alikes of test cases may reduce the number."""
+    if lists:
+        raise errors.InputError("data.num_train is 0: with data.split_file, give numbers.")
+    free = len(source.ids) - round(TEST_FRACTION * len(source.ids))
+    for left in range(tries, 0, -1):
+        num_validation = max(1, free // 5)
+        try:
+            return draw(num_train=free - num_validation, num_validation=num_validation)
+        except errors.InputError:
+            if left == 1:
+                raise
+        free = free - max(1, free // 10)
 
 
 def create_data(config) -> Data:
@@ -118,9 +140,14 @@ def check_config(config) -> None:
     unknown = [m for m in config.methods if m not in METHODS]
     if unknown or not config.methods:
         raise errors.InputError(f"methods is {config.methods!r}: use any of {', '.join(METHODS)}.")
-    for field in ("image_size", "num_train", "num_validation"):
-        if config.data[field] < 1:
-            raise errors.InputError(f"data.{field} is {config.data[field]}: it must be at least 1.")
+    if config.data.image_size < 16:
+        raise errors.InputError(f"data.image_size is {config.data.image_size}: use at least 16.")
+    num_train, num_validation = config.data.num_train, config.data.num_validation
+    if min(num_train, num_validation) < 1 and (num_train, num_validation) != (0, 0):
+        raise errors.InputError(
+            f"data.num_train is {num_train} and data.num_validation {num_validation}: use at least 1 "
+            "each, or 0 for both."
+        )
     if config.data.channels not in (1, 3):
         raise errors.InputError(f"data.channels is {config.data.channels}: use 1 or 3.")
     if config.loss.overlap not in ("dice", "jaccard"):

@@ -354,7 +354,7 @@ class _Training(_Stage):
         return {"validation/dice": dice, "validation/best_dice": float(best["dice"])}, best
 
     def usable(self, state, best):
-        """What an interrupted run predicts with: the best model, or the current one if there is none."""
+        """What an interrupted run predicts with: the best model; if there is none, the current one."""
         return self._candidate(state, -1.0, 0) if float(best["dice"]) < 0 else best
 
     def _candidate(self, state, dice, step):

@@ -1,0 +1,437 @@
+"""The estimators against closed forms, matrices written out, central differences and each other."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from fewshotseg import hypergradient as hg
+
+OPTIMIZERS = {
+    "sgd": optax.sgd(0.3),
+    "momentum": optax.sgd(0.3, momentum=0.9),
+    "adam": optax.adam(0.05, eps_root=1e-8),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _float64():
+    with tiny.float64():
+        yield
+
+
+# --- A smooth problem with everything in it: two layers, noise, a direct term, integer state ----------
+
+
+def _predict(params, x):
+    return jax.nn.silu(x @ params["in"]) @ params["out"]
+
+
+def _inner_loss(params, outer, data):
+    error = _predict(params, data["x"] + outer["shift"]) - data["y"]
+    weights = jax.nn.sigmoid(outer["weights"] + data["y"])
+    return (weights * error**2).mean(), {"inner/size": (error**2).mean()}
+
+
+def _outer_loss(state, theta, batch):
+    error = _predict(state["params"], batch["x"]) - batch["y"]
+    direct = 0.1 * (theta["shift"] ** 2).sum()
+    return (error**2).mean() + direct, {"outer/error": (error**2).mean()}
+
+
+def _make_step(gradient=hg.mixed, optimizer="adam", axis_name=None):
+    """Phi of the problem; its state also holds an integer and a key."""
+
+    def inner_step(state, theta, batch, rng):
+        noise = 0.1 * jax.random.normal(rng, batch["x"].shape[-1:])
+        data = {"x": batch["x"] + noise, "y": batch["y"], "id": batch["id"]}
+        (value, metrics), grads = gradient(_inner_loss)(state["params"], theta, data)
+        if axis_name is not None:
+            grads = jax.lax.pmean(grads, axis_name)
+        updates, opt = OPTIMIZERS[optimizer].update(grads, state["opt"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        state = {**state, "params": params, "opt": opt, "steps": state["steps"] + 1}
+        return state, {"inner/loss": value, **metrics}
+
+    return inner_step
+
+
+def _make_problem(optimizer="adam", num_steps=3, batch_size=4):
+    """theta, inner state, batches, outer batch, keys."""
+    numbers = np.random.default_rng(0)
+
+    def draw(*shape):
+        return jnp.asarray(numbers.standard_normal(shape))
+
+    def draw_data(*lead):
+        ids = jnp.arange(np.prod(lead)).reshape(lead)
+        return {"x": draw(*lead, 3), "y": draw(*lead, 1), "id": ids}
+
+    theta = {"shift": draw(3), "weights": draw(1)}
+    params = {"in": draw(3, 4), "out": draw(4, 1)}
+    state = {
+        "params": params,
+        "opt": OPTIMIZERS[optimizer].init(params),
+        "steps": jnp.int32(0),
+        "key": jax.random.key(3),
+    }
+    keys = jax.random.split(jax.random.key(1), num_steps)
+    return theta, state, draw_data(num_steps, batch_size), draw_data(batch_size), keys
+
+
+def _validation_loss(inner_step, state, batches, outer_batch, keys):
+    """theta -> V(S_K), by K plain steps; and the function that returns S_K."""
+    step = jax.jit(inner_step)
+
+    def train(theta):
+        final = state
+        for k in range(keys.shape[0]):
+            final, _ = step(final, theta, jax.tree.map(lambda x, k=k: x[k], batches), keys[k])
+        return final
+
+    def loss(theta):
+        return _outer_loss(train(theta), theta, outer_batch)[0]
+
+    return loss, train
+
+
+@functools.cache
+def _estimate(loop="scan", gradient="mixed", optimizer="adam", checkpoint=True):
+    step = _make_step(hg.GRADIENTS[gradient], optimizer)
+    estimate = hg.unrolled(step, _outer_loss, loop=loop, checkpoint=checkpoint, compile=tiny.jit)
+    return estimate(*_make_problem(optimizer))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_unrolled_is_the_derivative_of_training(optimizer):
+    theta, state, batches, outer_batch, keys = _make_problem(optimizer)
+    step = _make_step(optimizer=optimizer)
+    loss, _ = _validation_loss(step, state, batches, outer_batch, keys)
+    grad = _estimate(optimizer=optimizer).grad
+    for seed in range(3):
+        direction = tiny.random_direction(theta, seed)
+        expected = tiny.derivative(loss, theta, direction)
+        assert tiny.dot(grad, direction) == pytest.approx(expected, rel=1e-7)
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"gradient": "reverse"},
+        {"loop": "host"},
+        {"loop": "host", "gradient": "reverse"},
+        {"checkpoint": False},
+        {"checkpoint": False, "optimizer": "momentum"},
+        {"loop": "host", "optimizer": "momentum"},
+    ],
+    ids=str,
+)
+def test_every_way_of_computing_it_gives_the_same(variant):
+    result = _estimate(**variant)
+    reference = _estimate(optimizer=variant.get("optimizer", "adam"))
+    assert tiny.distance(result.grad, reference.grad) < 1e-10
+    assert result.loss == pytest.approx(float(reference.loss), rel=1e-12)
+    params = result.inner_state["params"], reference.inner_state["params"]
+    assert tiny.distance(*params) < 1e-12
+    assert result.metrics.keys() == reference.metrics.keys()
+    for name, value in result.metrics.items():
+        assert value == pytest.approx(float(reference.metrics[name]), rel=1e-12)
+
+
+def test_nothing_needs_compiling():
+    with jax.disable_jit():
+        step = _make_step()
+        result = hg.unrolled(step, _outer_loss, loop="host")(*_make_problem())
+    assert tiny.distance(result.grad, _estimate().grad) < 1e-10
+
+
+@pytest.mark.parametrize("loop", ["scan", "host"])
+def test_training_goes_on_from_the_steps_of_the_estimator(loop):
+    theta, state, batches, outer_batch, keys = problem = _make_problem()
+    is_key = functools.partial(jax.dtypes.issubdtype, b=jax.dtypes.prng_key)
+
+    def numbers(tree):
+        leaves = jax.tree.leaves(tree)
+        return [np.array(jax.random.key_data(x) if is_key(x.dtype) else x) for x in leaves]
+
+    before = numbers(problem)
+    result = hg.unrolled(_make_step(), _outer_loss, loop=loop, compile=tiny.jit)(*problem)
+    for x, y in zip(before, numbers(problem), strict=True):  # the estimator moves nothing
+        np.testing.assert_array_equal(x, y)
+    loss, train = _validation_loss(_make_step(), state, batches, outer_batch, keys)
+    for x, y in zip(numbers(result.inner_state), numbers(train(theta)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-13, atol=1e-13)
+    assert result.inner_state["steps"] == 3
+    assert result.loss == pytest.approx(float(loss(theta)), rel=1e-13)
+    assert result.metrics.keys() == {"inner/loss", "inner/size", "outer/error"}
+    step = jax.jit(_make_step())
+    for k in range(3):
+        state, metrics = step(state, theta, jax.tree.map(lambda x, k=k: x[k], batches), keys[k])
+    assert result.metrics["inner/loss"] == pytest.approx(float(metrics["inner/loss"]), rel=1e-12)
+
+
+def test_host_loop_uses_the_step_it_is_given():
+    calls = []
+    step = _make_step()
+    compiled = jax.jit(hg.indexed(step))
+
+    def counting(*args):
+        calls.append(args[-1])
+        return compiled(*args)
+
+    hg.unrolled(step, _outer_loss, loop="host", compile=tiny.jit, step=counting)(*_make_problem())
+    assert calls == [0, 1, 2]
+
+
+def test_unknown_loop_is_refused():
+    with pytest.raises(ValueError, match="'scan' or 'host', not 'while'"):
+        hg.unrolled(_make_step(), _outer_loss, loop="while")
+
+
+def test_two_steps_of_descent_with_all_matrices_written_out():
+    theta, state, batches, outer_batch, keys = _make_problem("sgd", num_steps=2)
+    rate, step = 0.3, _make_step(optimizer="sgd")
+    params, unravel = jax.flatten_util.ravel_pytree(state["params"])
+    outer, unravel_outer = jax.flatten_util.ravel_pytree(theta)
+
+    def inner_gradient(s, a, k):
+        noise = 0.1 * jax.random.normal(keys[k], (3,))
+        data = {"x": batches["x"][k] + noise, "y": batches["y"][k]}
+        return jax.grad(lambda s: _inner_loss(unravel(s), unravel_outer(a), data)[0])(s)
+
+    def final_loss(s, a):
+        return _outer_loss({"params": unravel(s)}, unravel_outer(a), outer_batch)[0]
+
+    first = params - rate * inner_gradient(params, outer, 0)
+    second = first - rate * inner_gradient(first, outer, 1)
+    v, direct = jax.grad(final_loss, (0, 1))(second, outer)
+    hessian = jax.jacfwd(inner_gradient)(first, outer, 1)
+    cross = [jax.jacfwd(inner_gradient, 1)(s, outer, k) for k, s in enumerate((params, first))]
+    expected = direct - rate * cross[1].T @ v - rate * cross[0].T @ (v - rate * hessian @ v)
+    result = hg.unrolled(step, _outer_loss)(theta, state, batches, outer_batch, keys)
+    found = jax.flatten_util.ravel_pytree(result.grad)[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    assert np.linalg.norm(expected - direct) > 0.01 * np.linalg.norm(direct)
+
+
+# --- A quadratic problem with a closed form -----------------------------------------------------------
+
+
+class _Quadratic:
+    """L = 1/2 (S - C A - b)' H (S - C A - b),   V = 1/2 |S - t|^2 + 1/2 c |A|^2."""
+
+    def __init__(self, curvatures, num_steps, rate=0.2):
+        numbers = np.random.default_rng(1)
+        size = len(curvatures)
+        rotation = np.linalg.qr(numbers.standard_normal((size, size)))[0]
+        self.hessian = rotation @ np.diag(curvatures) @ rotation.T
+        self.coupling = numbers.standard_normal((size, 2))
+        self.target, self.start = numbers.standard_normal((2, size))
+        self.theta = numbers.standard_normal(2)
+        self.shifts = numbers.standard_normal((num_steps, size))
+        self.rate, self.direct, self.num_steps = rate, 0.7, num_steps
+
+    def estimate(self, gradient=hg.mixed, loop="scan"):
+        def loss(s, a, shift):
+            rest = s - self.coupling @ a - shift
+            return 0.5 * rest @ self.hessian @ rest, {}
+
+        def step(s, a, shift, rng):
+            del rng
+            (_, _), g = gradient(loss)(s, a, shift)
+            return s - self.rate * g, {}
+
+        def outer(s, a, target):
+            return 0.5 * ((s - target) ** 2).sum() + 0.5 * self.direct * (a**2).sum(), {}
+
+        arrays = (self.theta, self.start, self.shifts, self.target, np.zeros(self.num_steps))
+        return hg.unrolled(step, outer, loop=loop)(*map(jnp.asarray, arrays))
+
+    def closed_form(self):
+        """Loss, S_K and the hypergradient after K steps."""
+        decay = np.eye(len(self.start)) - self.rate * self.hessian
+        powers = [np.linalg.matrix_power(decay, k) for k in range(self.num_steps + 1)]
+        s = powers[-1] @ self.start
+        for k, shift in enumerate(self.shifts):
+            minimum = self.coupling @ self.theta + shift
+            s = s + powers[self.num_steps - 1 - k] @ (self.rate * self.hessian @ minimum)
+        loss = 0.5 * np.sum((s - self.target) ** 2) + 0.5 * self.direct * np.sum(self.theta**2)
+        response = (np.eye(len(s)) - powers[-1]) @ self.coupling  # dS_K / dA
+        return loss, s, response.T @ (s - self.target) + self.direct * self.theta
+
+
+@pytest.mark.parametrize("loop", ["scan", "host"])
+@pytest.mark.parametrize("gradient", hg.GRADIENTS.values(), ids=hg.GRADIENTS)
+def test_quadratic_problem_against_its_closed_form(gradient, loop):
+    problem = _Quadratic((0.3, 1.0, 4.0), num_steps=5)
+    result = problem.estimate(gradient, loop)
+    loss, s, grad = problem.closed_form()
+    assert result.loss == pytest.approx(loss, rel=1e-12)
+    np.testing.assert_allclose(result.inner_state, s, rtol=1e-12)
+    # A quadratic has a linear gradient, of which even finite differences are exact.
+    np.testing.assert_allclose(result.grad, grad, rtol=1e-9)
+
+
+def test_bias_of_a_short_horizon_decays_as_stated():
+    curvature, rate = 0.5, 0.2
+
+    def bias(num_steps):
+        problem = _Quadratic((curvature,) * 3, num_steps, rate)
+        problem.shifts[:] = 0.0
+        problem.start = minimum = problem.coupling @ problem.theta
+        converged = problem.coupling.T @ (minimum - problem.target) + problem.direct * problem.theta
+        return np.linalg.norm(problem.estimate().grad - converged)
+
+    assert bias(1) > 0.1
+    assert bias(6) / bias(2) == pytest.approx((1 - rate * curvature) ** 4, rel=1e-9)
+
+
+def test_example_of_the_module_docstring():
+    loss = lambda S, A, batch: (0.5 * jnp.sum((S - A * batch) ** 2), {})  # noqa: E731
+    gradient = hg.mixed(loss)
+
+    def inner_step(S, A, batch, rng):
+        (value, _), g = gradient(S, A, batch)
+        return S - 0.1 * g, {"loss": value}
+
+    def outer_loss(S, A, batch):
+        return 0.5 * jnp.sum((S - batch) ** 2), {}
+
+    result = hg.unrolled(inner_step, outer_loss)(
+        jnp.float64(2.0), jnp.float64(1.0), jnp.array([3.0, 5.0]), jnp.float64(-1.0), jnp.zeros(2)
+    )
+    # S1 = 0.9 + 0.1 * 6 = 1.5; S2 = 0.9 * 1.5 + 0.1 * 10 = 2.35; dS2/dA = 0.9 * 0.3 + 0.5 = 0.77
+    assert float(result.inner_state) == pytest.approx(2.35, rel=1e-14)
+    assert float(result.loss) == pytest.approx(0.5 * 3.35**2, rel=1e-14)
+    assert float(result.grad) == pytest.approx(3.35 * 0.77, rel=1e-14)
+    assert float(result.metrics["loss"]) == pytest.approx(0.5 * (1.5 - 10.0) ** 2, rel=1e-14)
+
+
+# --- The ways of differentiating an inner gradient ------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", hg.GRADIENTS)
+def test_differentiable_gradient_is_the_gradient(name):
+    theta, state, batches, _, _ = _make_problem()
+    data = jax.tree.map(lambda x: x[0], batches)
+    (value, aux), grads = hg.GRADIENTS[name](_inner_loss)(state["params"], theta, data)
+    expected = jax.grad(lambda p: _inner_loss(p, theta, data)[0])(state["params"])
+    assert tiny.distance(grads, expected) < 1e-14
+    assert value == _inner_loss(state["params"], theta, data)[0]
+    assert aux["inner/size"] == _inner_loss(state["params"], theta, data)[1]["inner/size"]
+
+
+@pytest.mark.parametrize("name", ["mixed", "finite_difference"])
+def test_pullback_of_value_and_gradient_together(name):
+    theta, state, batches, _, _ = _make_problem()
+    data = jax.tree.map(lambda x: x[0], batches)
+    w = tiny.random_direction(state["params"], 0)
+
+    def scalar(gradient, params, outer):
+        (value, _), grads = gradient(_inner_loss)(params, outer, data)
+        return 3.0 * value + sum(jax.tree.leaves(jax.tree.map(jnp.vdot, grads, w)))
+
+    gradient = {"mixed": hg.mixed, "finite_difference": functools.partial(
+        hg.finite_difference, radius=1e-4)}[name]  # fmt: skip
+    found = jax.grad(functools.partial(scalar, gradient), (0, 1))(state["params"], theta)
+    expected = jax.grad(functools.partial(scalar, hg.reverse), (0, 1))(state["params"], theta)
+    assert tiny.distance(found, expected) < {"mixed": 1e-13, "finite_difference": 1e-7}[name]
+
+
+def test_finite_difference_error_falls_with_the_square_of_the_radius():
+    exact = _estimate().grad
+    errors = []
+    for radius in (1e-1, 1e-2, 1e-3):
+        step = _make_step(functools.partial(hg.finite_difference, radius=radius))
+        result = hg.unrolled(step, _outer_loss, compile=tiny.jit)(*_make_problem())
+        errors.append(tiny.distance(result.grad, exact))
+    assert 1e-6 < errors[0] < 0.5
+    for larger, smaller in zip(errors[:-1], errors[1:], strict=True):
+        assert larger / smaller == pytest.approx(100, rel=0.1)
+
+
+def test_finite_difference_with_one_step_is_darts():
+    rate, radius = 0.3, 1e-2
+    theta, state, batches, outer_batch, keys = _make_problem("sgd", num_steps=1)
+    noise = 0.1 * jax.random.normal(keys[0], (3,))
+    data = {"x": batches["x"][0] + noise, "y": batches["y"][0]}
+
+    def inner(params, outer):
+        return _inner_loss(params, outer, data)[0]
+
+    stepped = tiny.along(state["params"], jax.grad(inner)(state["params"], theta), -rate)
+    v, direct = jax.grad(
+        lambda p, a: _outer_loss({"params": p}, a, outer_batch)[0], argnums=(0, 1)
+    )(stepped, theta)
+    epsilon = radius / optax.global_norm(v)
+    plus, minus = (
+        jax.grad(inner, 1)(tiny.along(state["params"], v, sign * epsilon), theta)
+        for sign in (1, -1)
+    )
+    expected = jax.tree.map(lambda d, p, m: d - rate * (p - m) / (2 * epsilon), direct, plus, minus)
+    step = _make_step(functools.partial(hg.finite_difference, radius=radius), "sgd")
+    result = hg.unrolled(step, _outer_loss)(theta, state, batches, outer_batch, keys)
+    assert tiny.distance(result.grad, expected) < 1e-11
+
+
+def test_finite_difference_of_nothing_is_zero():
+    """At the optimum of the validation loss the displacement has no direction."""
+    problem = _Quadratic((0.3, 1.0, 4.0), num_steps=1)
+    problem.target, problem.direct = problem.closed_form()[1], 0.0
+    grad = problem.estimate(functools.partial(hg.finite_difference, radius=1e-2)).grad
+    np.testing.assert_allclose(grad, 0.0, atol=1e-12)
+    params, zero = jnp.ones(3), jnp.zeros(3)
+    gradient = hg.finite_difference(lambda p, a, _: ((p * a).sum() ** 2, {}))
+    _, pull = jax.vjp(lambda p, a: gradient(p, a, None)[1], params, params)
+    for cotangent in pull(zero):
+        np.testing.assert_array_equal(cotangent, 0.0)
+
+
+# --- Several devices, simulated by a mapped axis --------------------------------------------------------
+
+
+@pytest.mark.parametrize("loop", ["scan", "host"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_two_shards_of_every_batch_equal_one_device(optimizer, loop):
+    theta, state, batches, outer_batch, keys = _make_problem(optimizer)
+
+    def shard(tree, axis):
+        def split(x):
+            half = x.shape[axis] // 2
+            return jnp.stack([jax.lax.slice_in_dim(x, 0, half, 1, axis), jax.lax.slice_in_dim(
+                x, half, 2 * half, 1, axis)])  # fmt: skip
+
+        return jax.tree.map(split, tree)
+
+    def compile_mapped(function, batched_args=()):
+        def mapped(*args):
+            axes = [0 if i in batched_args else None for i in range(len(args))]
+            size = dict(axis_size=2) if not batched_args else {}
+            return jax.vmap(function, axes, None, axis_name="devices", **size)(*args)
+
+        return jax.jit(mapped)
+
+    def step_with_averaged_metrics(state, theta, batch, rng):
+        state, metrics = _make_step(optimizer=optimizer, axis_name="devices")(
+            state, theta, batch, rng
+        )
+        return state, jax.lax.pmean(metrics, "devices")
+
+    estimate = hg.unrolled(
+        step_with_averaged_metrics,
+        _outer_loss,
+        loop=loop,
+        axis_name="devices",
+        compile=compile_mapped,
+    )
+    result = estimate(theta, state, shard(batches, 1), shard(outer_batch, 0), keys)
+    expected = _estimate(optimizer=optimizer)
+    assert tiny.distance(result.grad, expected.grad) < 1e-12
+    assert tiny.distance(result.inner_state["params"], expected.inner_state["params"]) < 1e-12
+    assert result.loss == pytest.approx(float(expected.loss), rel=1e-12)
+    for name, value in result.metrics.items():
+        assert value == pytest.approx(float(expected.metrics[name]), rel=1e-12)
