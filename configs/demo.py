@@ -20,11 +20,15 @@ def get_config(arg=""):
     config.test_sets.shifted.phantom.shifted = True
     config.test_sets.shifted.phantom.seed = 1
     config.test_sets.shifted.phantom.num_cases = 100
+    config.data.phantom.num_cases = 500
     config.segmenter.width = 8
     config.generator.num_levels = 4
     config.generator.width, config.generator.max_width = 16, 64
     config.discriminator.width = 16
-    config.pretrain.num_steps = 500
-    config.train.num_steps = 600
+    config.pretrain.num_steps = 200
+    config.train.num_steps = 300
+    config.pretrain.batch_size = config.train.batch_size = 4
+    config.optim.learning_rate = 3e-3
+    config.eval_every, config.sample_every, config.checkpoint_every = 20, 100, 100
     default.apply_choices(config, arg)
     return config

@@ -43,6 +43,10 @@ class Checkpoints:
         """Step of the newest complete checkpoint."""
         return self._manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, in order."""
+        return sorted(self._manager.all_steps())
+
     def save(self, step: int, state: Any, best: Any, progress: dict) -> None:
         """Writes a checkpoint, or keeps the last one and says so.
 
@@ -73,16 +77,17 @@ class Checkpoints:
                 "run the same command again."
             ) from error
 
-    def restore(self, state: Any) -> tuple[Any, Any, dict]:
-        """The newest checkpoint as `(state, best, progress)`.
+    def restore(self, state: Any, step: int | None = None) -> tuple[Any, Any, dict]:
+        """A checkpoint as `(state, best, progress)`.
 
         Args:
           state: a pytree of the structure, shapes and types to restore.
+          step: which of `steps()`; None for the newest.
 
         Raises:
           InputError: there is a checkpoint, but of other shapes: the configuration has changed.
         """
-        step = self._manager.latest_step()
+        step = self._manager.latest_step() if step is None else step
         abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), state)
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract),

@@ -1,11 +1,8 @@
 """Training: the loop over the levels, its checkpoints, and what it leaves behind."""
 
-import dataclasses
 import functools
 import os
 import pathlib
-import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +11,18 @@ import optax
 
 from fewshotseg import (
     checkpoint,
-    errors,
     experiment,
     figures,
     genseg,
     hypergradient,
-    losses,
     metrics,
     parallel,
     run_files,
-    summaries,
     trained,
 )
 from fewshotseg.data import splits, transforms
 from fewshotseg.models import search_space
+from fewshotseg.stage import Stage
 from fewshotseg.state import GenSegState
 
 
@@ -62,135 +57,21 @@ def train_and_evaluate(config, workdir: str | os.PathLike[str]) -> None:
     trained.threshold_baseline(data, workdir)
     gan = None
     if any(method != "real_only" for method in config.methods):
-        gan = _Pretraining(config, data, workdir / "generator").run().inner.gan
+        gan = Pretraining(config, data, workdir / "generator").run().inner.gan
     for method in config.methods:
         folder = workdir / method
         if not trained.is_evaluated(folder, data):
-            best = _Training(config, data, folder, method, gan).run()
+            best = Training(config, data, folder, method, gan).run()
             trained.evaluate_model(config, data, folder, best)
-
-
-@dataclasses.dataclass
-class _Stage:
-    """One stage of training: steps until `num_steps`, with log, checkpoints and samples.
-
-    Subclasses give the initial state, `advance`, and what is measured on the way.
-    """
-
-    config: Any
-    data: experiment.Data
-    folder: pathlib.Path
-    name: str = ""
-    stage: str = ""
-
-    def run(self) -> Any:
-        """Runs or resumes the stage; returns what `result` makes of the end."""
-        checkpoints = checkpoint.Checkpoints(self.folder / "checkpoints")
-        state = self.initial_state()
-        checkpoint.check_free_space(self.folder, state)
-        best, progress = self.initial_best(state), {"seconds": 0.0}
-        if checkpoints.latest_step() is not None:
-            state, best, progress = checkpoints.restore(state)
-        step, num_steps = int(state.step), self.config[self.stage].num_steps
-        log = summaries.Log(self.folder / "log.jsonl", self.stage, step)
-        bar = summaries.progress_bar(self.name, num_steps, step)
-        started = time.perf_counter() - progress["seconds"]
-        measured = {}  # since the last line of the log; not every step measures everything
-        try:
-            while step < num_steps:
-                previous = step
-                state, latest, consumed = self.advance(state, step)
-                measured.update(latest)
-                step += consumed
-
-                def due(every, previous=previous, step=step):
-                    return step // every != previous // every or step >= num_steps
-
-                values = {}
-                if due(self.config.log_every) or due(self.config.checkpoint_every):
-                    values = jax.device_get(measured)
-                    self._require_finite(values, step, checkpoints.latest_step())
-                    measured = {}
-                if due(self.config.eval_every):
-                    validated, best = self.validate(state, step, best)
-                    values.update(validated)
-                    progress.update({k: float(v) for k, v in validated.items() if np.ndim(v) == 0})
-                progress["seconds"] = time.perf_counter() - started
-                if values:
-                    log.write(step, {"seconds": progress["seconds"], **values, **self.extra(state)})
-                    bar.set_postfix_str(self._describe(values, progress), refresh=False)
-                if due(self.config.sample_every):
-                    self.write_samples(state, step, log)
-                if due(self.config.checkpoint_every):
-                    checkpoints.save(step, state, best, progress)
-                bar.update(consumed)
-        except KeyboardInterrupt:
-            checkpoints.save(int(state.step), state, self.usable(state, best), progress)
-            raise
-        finally:
-            bar.close()
-            log.close()
-            checkpoints.close()
-        return self.result(state, best)
-
-    def _require_finite(self, values, step, last):
-        for key, value in values.items():
-            if not np.isfinite(value).all():
-                raise errors.InputError(
-                    f"{self.name}: {key} is {value} at step {step}. The checkpoint of step {last} in "
-                    f"{self.folder / 'checkpoints'} is kept: lower the learning rate (optim, gan_optim "
-                    "or outer_optim) and train in a new --workdir."
-                )
-
-    def _describe(self, values, progress):
-        shown = {
-            k: v for k, v in values.items() if k.endswith(("/loss", "/l1")) and np.ndim(v) == 0
-        }
-        if "validation/dice" in progress:
-            shown["val Dice"] = progress["validation/dice"]
-        return ", ".join(f"{k.replace('/loss', '')} {float(v):.3f}" for k, v in shown.items())
-
-    def extra(self, state) -> dict:
-        return {}
-
-    def usable(self, state, best):
-        return best
-
-    def write_samples(self, state: GenSegState, step: int, log: summaries.Log) -> None:
-        """A grid of mask, drawn image and real image for the first training cases."""
-        if state.inner.gan is None:
-            return
-        masks, real = self.data.train["mask"][:6], self.data.train["image"][:6]
-        drawn = np.asarray(self._draw(state.inner.gan.generator, state.theta, jnp.asarray(masks)))
-        rows = [
-            [figures.colour_mask(m), to_uint8(d), to_uint8(r)]
-            for m, d, r in zip(masks, drawn, real, strict=True)
-        ]
-        path = self.folder / "samples" / f"step_{step:06d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figures.image_grid(rows, path, ("mask", "synthetic image", "real image"))
-        log.write_image(step, "samples", np.concatenate([np.hstack(row[1:]) for row in rows]))
-
-    @functools.cached_property
-    def _draw(self):
-        @jax.jit
-        def draw(generator, theta, masks):
-            one_hot = losses.one_hot_foreground(masks, self.data.num_classes)
-            return self.method.generate(generator, theta["architecture"], one_hot, None)
-
-        return draw
+            # Programs of finished methods are of no more use, and a process may only hold so many:
+            # the 65,530 memory maps that Linux allows are used up after a few runs.
+            jax.clear_caches()
 
 
 def _dice(class_rows) -> float:
     """Mean Dice over the classes of one case; 1 where there is nothing and nothing was found."""
     values = [row["dice"] for row in class_rows]
     return 1.0 if np.isnan(values).all() else float(np.nanmean(values))
-
-
-def to_uint8(image: np.ndarray) -> np.ndarray:
-    """RGB uint8 `[H, W, 3]` of an image `[H, W, C]` in [-1, 1]."""
-    pixels = np.round((np.clip(image, -1, 1) + 1) * 127.5).astype(np.uint8)
-    return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
 
 
 def _compile_gan_step(method: genseg.Method):
@@ -218,7 +99,7 @@ def _compile_inner_step(method: genseg.Method, train_generator: bool):
     return step
 
 
-class _Pretraining(_Stage):
+class Pretraining(Stage):
     """Generator and discriminator on real pairs, before anything else (level 1 alone)."""
 
     def __init__(self, config, data, folder):
@@ -254,7 +135,7 @@ class _Pretraining(_Stage):
         return state
 
 
-class _Training(_Stage):
+class Training(Stage):
     """The segmenter, with the generator as the method says."""
 
     def __init__(self, config, data, folder, method, gan):

@@ -3,7 +3,15 @@
 import os
 import pathlib
 
+import jax
 import pytest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_programs():
+    """Compiled programs use up the memory maps that Linux allows a process."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
