@@ -1,0 +1,1 @@
+"""One TFDS builder per public data set; see `base` for what they share."""

@@ -1,141 +1,251 @@
-"""What all builders share: from files in the official layout to array_record, without TensorFlow.
+"""What all builders share: from a list of files in an unpacked download to array_record files.
 
-A builder only lists its cases; reading, checking and encoding happen here. TFDS writes into a folder
-named `incomplete...` and renames it at the end, so an interrupted build is not mistaken for a data set.
+A builder says which image belongs to which masks; reading, checking and writing happen here. Built
+without TensorFlow: TFDS hands arrays to TensorFlow for encoding, so images are given to it encoded;
+and its `GeneratorBasedBuilder` shuffles through TensorFlow's files as soon as a split exceeds 1 GiB,
+so shards are written one by one, in the order of the list (`ShardBasedBuilder`).
+
+A JPEG or PNG image that needs no conversion is stored as it is, byte for byte (ISIC as PNG would be
+several times as large); all else becomes PNG.
 """
 
 import dataclasses
+import functools
 import io
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
+from tqdm import tqdm
 
 from fewshotseg.data import transforms
 from fewshotseg.errors import InputError
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
+UNSPLIT = "cases"  # TFDS split of data sets that are published without one
+CASES_PER_SHARD = 32  # held in memory, encoded, while a shard is written
 
 
 @dataclasses.dataclass(frozen=True)
-class CaseFiles:
-    """One case: its official split, its image, its masks (joined by or), its patient or series."""
+class Item:
+    """One case of a download.
+
+    Attributes:
+      id: unique within the data set.
+      image: its file.
+      masks: its mask files, where they should be; several are joined.
+      split: 'train', 'validation', 'test' as published, or `UNSPLIT`.
+      group: patient or series; '' if unknown.
+    """
 
     id: str
-    split: str
     image: pathlib.Path
     masks: tuple[pathlib.Path, ...]
+    split: str = UNSPLIT
     group: str = ""
 
 
-class SegmentationBuilder(tfds.core.GeneratorBasedBuilder):
-    """A data set of images and masks; subclasses fill in the constants and `list_cases`.
+class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
+    """Base of the builders. A subclass sets the attributes and writes `list_items`.
 
-    Args:
-      source_dir: folder in which the official archives were unpacked; needed to build, not to read.
-      data_dir: where the prepared data set lives.
+    Attributes:
+      name: of the data set, as in `datasets.DATASETS`.
+      MANUAL_DOWNLOAD_INSTRUCTIONS: where to download what, and how to unpack it.
+      class_names: the foreground classes; their ids are 1, 2, ... in this order.
+      description: what is in it, and what a user should know of it.
+      homepage: official address.
+      citation: BibTeX.
+      licence: as published, or what is not known about it.
+      show_progress: whether building draws a bar on stderr.
+
+    Features of an example: 'id', 'group' and 'notes' (text; one note a line), 'image' (uint8
+    `[H, W, 3]`; stored grey if the file is grey) and 'mask' (uint8 `[H, W, 1]` of class ids).
     """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}
-    CLASS_NAMES: tuple[str, ...] = ("foreground",)
-    CHANNELS = 3
-    DESCRIPTION = ""
-    HOMEPAGE = ""
-    LICENCE = ""
-    CITATION = ""
-    DOWNLOAD = ""  # where to get it, and what the source folder must hold
-    pkg_dir_path = pathlib.Path(__file__).parent
+    class_names: tuple[str, ...] = ()
+    description = homepage = citation = licence = ""
+    show_progress = False
 
-    def __init__(self, *, source_dir: str | None = None, data_dir: str, **kwargs):
-        self._source_dir = None if source_dir is None else pathlib.Path(source_dir)
-        super().__init__(data_dir=data_dir, file_format="array_record", **kwargs)
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(skip_registration=True, **kwargs)
 
-    def list_cases(self, root: pathlib.Path) -> Iterable[CaseFiles]:
-        """The cases found below `root`, in the official layout."""
+    def list_items(self, source_dir: pathlib.Path) -> Sequence[Item]:
+        """The cases below `source_dir`; empty if nothing of this data set is there."""
         raise NotImplementedError
-
-    def cases(self) -> list[CaseFiles]:
-        """All cases of the source folder, checked.
-
-        Raises:
-          InputError: the folder is missing, holds nothing of this data set, or a mask is missing.
-        """
-        if self._source_dir is None or not self._source_dir.is_dir():
-            raise InputError(f"{self._source_dir} is not a folder. {self.DOWNLOAD}")
-        found = sorted(self.list_cases(self._source_dir), key=lambda case: case.id)
-        if not found:
-            raise InputError(f"{self._source_dir} holds no case of {self.name}. {self.DOWNLOAD}")
-        for case in found:
-            if not case.masks:
-                raise InputError(
-                    f"{case.image} has no mask: unpack the masks as well. {self.DOWNLOAD}"
-                )
-        return found
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description=self.DESCRIPTION,
-            homepage=self.HOMEPAGE,
-            license=self.LICENCE,
-            citation=self.CITATION,
+            description=self.description,
             features=tfds.features.FeaturesDict(
                 {
                     "id": tfds.features.Text(),
                     "group": tfds.features.Text(),
-                    "image": tfds.features.Image(shape=(None, None, self.CHANNELS)),
-                    "mask": tfds.features.Image(shape=(None, None, 1)),
+                    "notes": tfds.features.Text(),
+                    "image": tfds.features.Image(shape=(None, None, 3)),
+                    "mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
                 }
             ),
+            supervised_keys=("image", "mask"),
+            homepage=self.homepage,
+            citation=self.citation,
+            license=self.licence,
+            disable_shuffling=True,
+            # 'ids': split -> ids in stored order, so that nobody needs to read images to list them.
+            metadata=tfds.core.MetadataDict(class_names=list(self.class_names), ids={}),
         )
 
-    def _split_generators(self, dl_manager):
-        del dl_manager
-        cases = self.cases()
-        splits = sorted({case.split for case in cases})
-        return {s: self._generate_examples([c for c in cases if c.split == s]) for s in splits}
+    def _download_and_prepare(self, dl_manager, download_config=None) -> None:
+        with tqdm(desc=self.name, unit=" images", disable=not self.show_progress) as bar:
+            self._bar = bar
+            super()._download_and_prepare(dl_manager, download_config)
 
-    def _generate_examples(self, cases: list[CaseFiles]) -> Iterator[tuple[str, dict]]:
-        for case in cases:
-            image, _ = transforms.read_image(case.image)
-            raw = transforms.read_mask(list(case.masks))
-            if raw.shape != image.shape[:2]:
-                raise InputError(
-                    f"{case.masks[0]} is {raw.shape[1]} x {raw.shape[0]} pixels, but {case.image} is "
-                    f"{image.shape[1]} x {image.shape[0]}: download both again."
-                )
-            mask = transforms.mask_to_class_ids(raw, len(self.CLASS_NAMES), case.masks[0])
-            yield (
-                case.id,
-                {
-                    "id": case.id,
-                    "group": case.group,
-                    "image": _png(image, self.CHANNELS),
-                    "mask": _png(mask, 1),
-                },
+    def _shard_iterators_per_split(
+        self, dl_manager
+    ) -> Mapping[str, Sequence[Callable[[], Iterator]]]:
+        items = self.checked_items(pathlib.Path(dl_manager.manual_dir))
+        self._bar.total = len(items)
+        by_split = {}
+        for item in items:
+            by_split.setdefault(item.split, []).append(item)
+        self.info.metadata["ids"] = {
+            split: [item.id for item in part] for split, part in by_split.items()
+        }
+        return {
+            split: [
+                functools.partial(self._examples, part[start : start + CASES_PER_SHARD])
+                for start in range(0, len(part), CASES_PER_SHARD)
+            ]
+            for split, part in by_split.items()
+        }
+
+    def checked_items(self, source_dir: pathlib.Path) -> list[Item]:
+        """`list_items` in the order of the ids.
+
+        Raises:
+          InputError: nothing found, an image without its mask, or an id used twice.
+        """
+        items = sorted(self.list_items(source_dir), key=lambda item: item.id)
+        if not items:
+            raise InputError(
+                f"{source_dir}: nothing of {self.name} was found in this folder. "
+                f"{instructions_of(type(self))}"
             )
+        lacking = [item for item in items if not all(mask.is_file() for mask in item.masks)]
+        if lacking:
+            first = lacking[0]
+            missing = next(mask for mask in first.masks if not mask.is_file())
+            raise InputError(
+                f"{first.image}: its mask {missing} is missing, as for {len(lacking)} of "
+                f"{len(items)} images: unpack the masks completely, or remove those images."
+            )
+        case_id, number = Counter(item.id for item in items).most_common(1)[0]
+        if number > 1:
+            paths = [str(item.image) for item in items if item.id == case_id]
+            raise InputError(f"{paths[0]} and {paths[1]}: two images are called {case_id!r}.")
+        return items
+
+    def _examples(self, items: Sequence[Item]) -> Iterator[tuple[str, dict]]:
+        for item in items:
+            yield item.id, self._example(item)
+            self._bar.update()
+
+    def _example(self, item: Item) -> dict:
+        image, notes = transforms.read_image(item.image)
+        raw = transforms.read_mask(item.masks)
+        if raw.shape != image.shape[:2]:
+            raise InputError(
+                f"{item.masks[0]}: the mask is {raw.shape[1]} x {raw.shape[0]} pixels, but its "
+                f"image {item.image.name} is {image.shape[1]} x {image.shape[0]}: download both "
+                "again."
+            )
+        mask = transforms.mask_to_class_ids(raw, len(self.class_names), item.masks[0])
+        encoded = item.image.read_bytes()
+        if notes or not _is_plain(encoded):
+            encoded = _png(image)
+        notes += transforms.mask_notes(raw, len(self.class_names))
+        return {
+            "id": item.id,
+            "group": item.group,
+            "notes": "\n".join(notes),
+            "image": io.BytesIO(encoded),
+            "mask": io.BytesIO(_png(mask[..., None])),
+        }
 
 
-def _png(array: np.ndarray, channels: int) -> io.BytesIO:
-    """Encoded here, because TFDS would use TensorFlow for it."""
-    image = Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
-    stream = io.BytesIO()
-    image.convert("L" if channels == 1 else "RGB").save(stream, "PNG")
-    stream.seek(0)
-    return stream
+def instructions_of(builder: type[SegmentationBuilder]) -> str:
+    """The download instructions in one line."""
+    return " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
 
 
-def find(folder: pathlib.Path, stem: str) -> tuple[pathlib.Path, ...]:
-    """The image file `folder/stem.*`, if there is one."""
-    paths = (folder / f"{stem}{extension}" for extension in EXTENSIONS)
-    return tuple(path for path in paths if path.exists())[:1]
+def find_folder(source_dir: pathlib.Path, *candidates: str) -> pathlib.Path | None:
+    """The first candidate ('Kvasir-SEG', 'CVC-ClinicDB/Original') that is a folder.
+
+    It may lie in `source_dir`, or its first part may be `source_dir` itself.
+    """
+    source_dir = source_dir.absolute()
+    for candidate in candidates:
+        if (source_dir / candidate).is_dir():
+            return source_dir / candidate
+        first, _, rest = candidate.partition("/")
+        if source_dir.name == first and (source_dir / rest).is_dir():
+            return source_dir / rest
+    return None
 
 
-def images(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The image files of a folder, sorted; none if it does not exist."""
+def image_files(
+    folder: pathlib.Path, extensions: Sequence[str] = transforms.EXTENSIONS
+) -> dict[str, pathlib.Path]:
+    """Image files of one folder by stem, sorted; empty if there is no such folder."""
     if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS)
+        return {}
+    return {
+        path.stem: path
+        for path in sorted(folder.iterdir())
+        if transforms.extension_of(path) in extensions and not path.name.startswith(".")
+    }
+
+
+def items_of_folders(
+    images_folder: pathlib.Path,
+    masks_folder: pathlib.Path,
+    *,
+    ending: str = "",
+    extensions: Sequence[str] = transforms.EXTENSIONS,
+    split: str = UNSPLIT,
+    prefix: str = "",
+    group: str = "",
+) -> list[Item]:
+    """Pairs `<stem>` in one folder with `<stem><ending>` in the other.
+
+    Args:
+      images_folder: may be missing: no items.
+      masks_folder: likewise; then the items name masks that do not exist.
+      ending: of the masks' stems.
+      extensions: of the images.
+      split: of all these items.
+      prefix: put before the stems to make the ids.
+      group: of all these items.
+    """
+    masks = image_files(masks_folder)
+    items = []
+    for stem, path in image_files(images_folder, extensions).items():
+        mask = masks.get(stem + ending, masks_folder / f"{stem}{ending}.png")
+        items.append(Item(prefix + stem, path, (mask,), split, group))
+    return items
+
+
+def _is_plain(encoded: bytes) -> bool:
+    with Image.open(io.BytesIO(encoded)) as image:
+        return image.format in ("JPEG", "PNG") and image.mode in ("L", "RGB")
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=4)  # 6: 3x the time, 1 % smaller
+    return buffer.getvalue()
