@@ -202,6 +202,9 @@ def run_local(config: ConfigDict) -> None:
     """Shrinks an experiment to a minute, to see that everything works."""
     config.data.image_size = 32
     config.data.num_train, config.data.num_validation, config.data.num_test = 6, 2, 4
+    config.data.phantom.num_cases = 60
+    for test_set in config.test_sets.values():
+        test_set.phantom.num_cases = 4
     config.segmenter.width, config.segmenter.num_levels = 4, 2
     config.generator.width, config.generator.max_width, config.generator.num_levels = 4, 16, 3
     config.discriminator.width, config.discriminator.num_levels = 4, 2

@@ -1,25 +1,56 @@
-"""A tiny but complete method: real generator, discriminator and U-Net, everything smooth, float64."""
+"""Two tiny complete methods: one of real networks, one of toy networks. Everything is smooth.
 
+The real one (generator, discriminator and U-Net at 8 pixels) shows that the chain is right; XLA needs
+half a minute to compile its hypergradient. The toy one (a few numbers per network) goes through the
+same code of `genseg` in a second or two, and serves wherever the networks do not matter.
+"""
+
+import contextlib
 import functools
 
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
 
 from fewshotseg import augment, genseg, optimizers, state
-from fewshotseg.models import discriminator, generator, search_space, unet
+from fewshotseg.models import discriminator, generator, unet
 
 SIZE, CHANNELS, LEVELS = 8, 1, 2
 
 
-def make_method(*, optimizer="adam", learning_rate=1e-2, dtype=jnp.float64, **overrides):
-    """A `genseg.Method` whose U-Net has no kinks, so that finite differences can judge it."""
-    networks = make_networks(dtype)
+@contextlib.contextmanager
+def fast_compile():
+    """Halves compile times; the programs are slower and their numbers the same."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+@contextlib.contextmanager
+def float64():
+    """64-bit numbers, compiled fast, until the end of the block."""
+    with fast_compile(), jax.enable_x64(True):
+        yield
+
+
+def jit(function, batched_args=()):
+    """`compile=` of an estimator on one device."""
+    del batched_args
+    return jax.jit(function)
+
+
+# --- Methods -------------------------------------------------------------------------------------
+
+
+def _make(networks, optimizer, learning_rate, overrides):
     player = functools.partial(optimizers.create_optimizer, optimizer, learning_rate, 100)
     fields = dict(
-        generate=lambda p, a, m, keys: networks["generator"].apply({"params": p}, m, a, keys),
-        discriminate=lambda p, m, x: networks["discriminator"].apply({"params": p}, m, x),
-        segment=lambda p, x: networks["segmenter"].apply({"params": p}, x),
+        generate=networks["generator"],
+        discriminate=networks["discriminator"],
+        segment=networks["segmenter"],
         jitter=functools.partial(augment.jitter, strength=augment.Intensity()),
         generator_optimizer=player(),
         discriminator_optimizer=player(),
@@ -30,6 +61,7 @@ def make_method(*, optimizer="adam", learning_rate=1e-2, dtype=jnp.float64, **ov
 
 
 def make_networks(dtype=jnp.float64):
+    """The real networks; the U-Net has no kinks, so that finite differences can judge it."""
     return {
         "generator": generator.Generator(
             num_channels=CHANNELS, num_levels=LEVELS, width=2, max_width=4, groups=1, dtype=dtype
@@ -41,55 +73,164 @@ def make_networks(dtype=jnp.float64):
     }
 
 
-def make_problem(method, num_steps, batch_size=2, seed=0):
-    """theta, inner state, K batches, an outer batch, and K keys."""
-    networks = make_networks()
-    keys = jax.random.split(jax.random.key(seed), 10)
+def make_method(*, optimizer="adam", learning_rate=1e-2, dtype=jnp.float64, **overrides):
+    """A `genseg.Method` of real networks."""
+    modules = make_networks(dtype)
+    networks = {
+        "generator": lambda p, a, m, k: modules["generator"].apply({"params": p}, m, a, k),
+        "discriminator": lambda p, m, x: modules["discriminator"].apply({"params": p}, m, x),
+        "segmenter": lambda p, x: modules["segmenter"].apply({"params": p}, x),
+    }
+    return _make(networks, optimizer, learning_rate, overrides)
+
+
+def toy_generate(params, architecture, masks, keys):
+    """Mixtures of three shifts in and out, two hidden channels, and noise from the keys."""
+
+    def mix(x, alpha):
+        shifts = x, jnp.roll(x, 1, 1), jnp.roll(x, 1, 2)
+        weights = jax.nn.softmax(alpha[0])
+        return sum(w * s for w, s in zip(weights, shifts, strict=True))
+
+    x = mix(2.0 * masks - 1.0, architecture["encoder"]) @ params["in"] + params["bias"]
+    if keys is not None:
+        x = x + 0.1 * jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(keys)
+    return jnp.tanh(mix(jax.nn.silu(x), architecture["decoder"]) @ params["out"])
+
+
+def toy_discriminate(params, masks, images):
+    """Two layers per pixel."""
+    x = jnp.concatenate([2.0 * masks - 1.0, images], -1)
+    return jax.nn.silu(x @ params["in"] + params["bias"]) @ params["out"]
+
+
+def toy_segment(params, images):
+    """Two layers per pixel, which sees its upper neighbour too."""
+    x = jnp.concatenate([images, jnp.roll(images, 1, 1)], -1)
+    return jax.nn.silu(x @ params["in"] + params["bias"]) @ params["out"]
+
+
+TOYS = {"generator": toy_generate, "discriminator": toy_discriminate, "segmenter": toy_segment}
+
+
+def make_toy_method(*, optimizer="adam", learning_rate=1e-2, **overrides):
+    """A `genseg.Method` of toy networks."""
+    return _make(TOYS, optimizer, learning_rate, overrides)
+
+
+# --- Problems ------------------------------------------------------------------------------------
+
+
+def make_problem(method, num_steps, batch_size=2, seed=0, dtype=np.float64):
+    """theta, inner state, K batches, an outer batch and K keys, for real networks."""
+    modules = make_networks(dtype)
+    architecture = {"encoder": np.zeros((LEVELS, 3)), "decoder": np.zeros((LEVELS, 3))}
+    image, mask = np.zeros((1, SIZE, SIZE, CHANNELS)), np.zeros((1, SIZE, SIZE, 1))
+    inputs = {
+        "generator": (mask, architecture, None),
+        "discriminator": (mask, image),
+        "segmenter": (image,),
+    }
+    shapes = {
+        name: jax.eval_shape(functools.partial(modules[name].init, jax.random.key(0)), *x)["params"]
+        for name, x in inputs.items()
+    }
+    return _problem(method, shapes, architecture, SIZE, num_steps, batch_size, seed, dtype)
+
+
+def make_toy_problem(method, num_steps, batch_size=2, seed=0, dtype=np.float64):
+    """The same for toy networks, at 4 pixels."""
+    architecture = {"encoder": np.zeros((1, 3)), "decoder": np.zeros((1, 3))}
+    width = {
+        "generator": (1, 2),
+        "discriminator": (1 + CHANNELS, 3),
+        "segmenter": (2 * CHANNELS, 3),
+    }
+    shapes = {
+        name: {"in": np.zeros((n, h)), "bias": np.zeros(h), "out": np.zeros((h, 1))}
+        for name, (n, h) in width.items()
+    }
+    return _problem(method, shapes, architecture, 4, num_steps, batch_size, seed, dtype)
+
+
+def _problem(method, shapes, architecture, size, num_steps, batch_size, seed, dtype):
+    numbers = np.random.default_rng(seed)
     # Larger than in training, so that the architecture matters from the first step.
-    architecture = search_space.init_architecture(keys[0], LEVELS, ("encoder", "decoder"))
-    theta = {"architecture": jax.tree.map(lambda x: 300 * x.astype(jnp.float64), architecture)}
-    image, mask = jnp.zeros((1, SIZE, SIZE, CHANNELS)), jnp.zeros((1, SIZE, SIZE, 1))
-
-    def init(name, key, *inputs):
-        params = networks[name].init(key, *inputs)["params"]
-        return jax.tree.map(lambda x: x.astype(jnp.float64), params)
-
+    theta = {"architecture": draw_like(architecture, numbers, dtype, 0.3)}
+    params = {name: draw_like(tree, numbers, dtype) for name, tree in shapes.items()}
     gan = state.init_gan(
-        init("generator", keys[1], mask, theta["architecture"], None),
-        init("discriminator", keys[2], mask, image),
+        params["generator"],
+        params["discriminator"],
         method.generator_optimizer,
         method.discriminator_optimizer,
     )
-    segmenter = state.init_segmenter(init("segmenter", keys[3], image), method.segmenter_optimizer)
-    batches = make_batch(keys[4], (num_steps, batch_size))
-    outer = make_batch(keys[5], (2 * batch_size,))
-    outer = {"image": outer["image"], "mask": outer["mask"], "weight": jnp.ones(2 * batch_size)}
-    inner = state.InnerState(gan, segmenter)
-    return theta, inner, batches, outer, jax.random.split(keys[6], num_steps)
+    segmenter = state.init_segmenter(params["segmenter"], method.segmenter_optimizer)
+    batches = make_batch(numbers, (num_steps, batch_size), size, dtype)
+    outer = make_batch(numbers, (2 * batch_size,), size, dtype)
+    outer = {k: outer[k] for k in ("image", "mask")} | {"weight": jnp.ones(2 * batch_size, dtype)}
+    keys = jax.random.split(jax.random.key(seed), num_steps)
+    return theta, state.InnerState(gan, segmenter), batches, outer, keys
 
 
-def make_batch(key, lead):
-    k_image, k_mask, k_synthetic, k_keys = jax.random.split(key, 4)
-    size = (*lead, SIZE, SIZE)
+def draw_like(shapes, numbers, dtype=np.float64, spread=None):
+    """Weights of the given shapes: He-normal kernels, scales about 1, biases about 0."""
+
+    def draw(path, leaf):
+        shape = leaf.shape
+        fan_in = int(np.prod(shape[:-1]))
+        centre = 1.0 if path[-1].key == "scale" else 0.0
+        deviation = spread or (0.1 if len(shape) == 1 else (2.0 / fan_in) ** 0.5)
+        return jnp.asarray(centre + deviation * numbers.standard_normal(shape), dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def make_batch(numbers, lead, size=SIZE, dtype=np.float64):
+    """Random images, masks and keys with the leading axes `lead`."""
+    shape = (*lead, size, size)
+    keys = jax.random.key(int(numbers.integers(2**31)))
     return {
-        "image": jax.random.uniform(k_image, (*size, CHANNELS), jnp.float64, -1, 1),
-        "mask": jax.random.bernoulli(k_mask, 0.4, size).astype(jnp.uint8),
-        "synthetic_mask": jax.random.bernoulli(k_synthetic, 0.4, size).astype(jnp.uint8),
-        "key": jax.random.split(k_keys, lead),
+        "image": jnp.asarray(numbers.uniform(-1, 1, (*shape, CHANNELS)), dtype),
+        "mask": jnp.asarray(numbers.random(shape) < 0.4, np.uint8),
+        "synthetic_mask": jnp.asarray(numbers.random(shape) < 0.4, np.uint8),
+        "key": jax.random.split(keys, lead),
     }
 
 
+# --- Judging derivatives -------------------------------------------------------------------------
+
+
 def random_direction(tree, seed):
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    draws = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
-    norm = optax.global_norm(draws)
-    return jax.tree.unflatten(structure, [d / norm for d in draws])
+    """A pytree of norm 1."""
+    numbers = np.random.default_rng(seed)
+    draws = jax.tree.map(lambda x: numbers.standard_normal(np.shape(x)), tree)
+    length = norm(draws)
+    return jax.tree.map(lambda d: d / length, draws)
 
 
 def along(tree, direction, amount):
-    return jax.tree.map(lambda x, d: x + amount * d, tree, direction)
+    return jax.tree.map(lambda x, d: np.asarray(x) + amount * np.asarray(d), tree, direction)
 
 
 def dot(a, b):
-    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return float(sum(np.vdot(x, y) for x, y in leaves))
+
+
+def norm(tree):
+    return dot(tree, tree) ** 0.5
+
+
+def derivative(function, tree, direction, step=1e-5):
+    """Directional derivative of `function` at `tree`: central differences, error O(step^4)."""
+
+    def difference(h):
+        right, left = (function(along(tree, direction, sign * h)) for sign in (1, -1))
+        return (float(right) - float(left)) / (2 * h)
+
+    return (4 * difference(step) - difference(2 * step)) / 3
+
+
+def distance(a, b):
+    """Norm of the difference of two pytrees, relative to that of the second."""
+    return norm(along(a, b, -1.0)) / norm(b)

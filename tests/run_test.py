@@ -1,0 +1,355 @@
+"""run.py as a user meets it: a whole run, kills and interrupts, prediction, and bad input.
+
+One toy run is made by the real command; the others repeat it with the same compilation cache.
+"""
+
+import csv
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import demo, folder
+from fewshotseg import checkpoint, commands, errors, experiment, parallel, summaries, trained
+
+ROOT = pathlib.Path(__file__).parents[1]
+METHODS = ("real_only", "joint", "end2end")
+GOLDEN = {"outer/loss": 1.59488, "outer/hypergradient_norm": 0.036264}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def command(workdir, cache, *flags):
+    return [
+        sys.executable,
+        str(ROOT / "run.py"),
+        f"--config={ROOT}/configs/demo.py:runlocal,method={'+'.join(METHODS)}",
+        f"--workdir={workdir}",
+        f"--config.compilation_cache={cache}",
+        *flags,
+    ]
+
+
+def environment():
+    return {**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+
+def run(*args, **kwargs):
+    done = subprocess.run(
+        command(*args), capture_output=True, text=True, env=environment(), timeout=900, **kwargs
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cache):
+    """The folder of a run that nothing disturbed, and what it printed."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    done = run(workdir, cache)
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def best_of(workdir, method):
+    return checkpoint.load_best(workdir / method / "checkpoints")[0]
+
+
+def cases_of(workdir, method):
+    return json.loads((workdir / method / "evaluation" / "test" / "cases.json").read_text())
+
+
+def assert_same_bits(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def wait_for_step(process, path, step):
+    """Until the log has reached `step`; False if the process ended before."""
+    while process.poll() is None:
+        lines = summaries.read_log(path)
+        if lines and lines[-1]["step"] >= step:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    workdir, done = finished
+    for method in METHODS:
+        assert method in done.stdout
+        for test_set in ("test", "shifted"):
+            folder_ = workdir / method / "evaluation" / test_set
+            summary = json.loads((folder_ / "summary.json").read_text())
+            assert summary["num_cases"] == 4
+            with (folder_ / "cases.csv").open() as file:
+                assert len(list(csv.DictReader(file))) == 4
+    page = (workdir / "report.html").read_text()
+    assert "data:image" in page and "http://" not in page.replace("http://www.w3.org", "")
+    assert json.loads((workdir / "config.json").read_text())["name"] == "demo"
+    split = json.loads((workdir / "splits.json").read_text())
+    assert len(split["train"]) == 6 and len(split["validation"]) == 2
+    assert not set(split["train"]) & set(split["validation"]) & set(split["test/test"])
+    assert (workdir / "contact_sheet.png").exists()
+    assert list((workdir / "end2end" / "samples").glob("*.png"))
+
+
+def test_only_end2end_moves_the_architecture(finished):
+    workdir, _ = finished
+    start = experiment.init_theta(demo.get_config("runlocal"), 3)
+    assert_same_bits(best_of(workdir, "joint")["theta"], jax.device_get(start))
+    log = summaries.read_log(workdir / "end2end" / "log.jsonl")
+    weights = [line["architecture/encoder"] for line in log if "architecture/encoder" in line]
+    assert np.abs(np.array(weights[-1]) - np.array(weights[0])).max() > 1e-3
+    norms = [line["outer/hypergradient_norm"] for line in log if "outer/hypergradient_norm" in line]
+    assert len(norms) == 4 and all(norm > 0 for norm in norms)
+
+
+def test_golden_outer_step(finished):
+    """The first outer step. If you changed the mathematics, the networks, the augmentation or the
+    phantoms on purpose, say so in the commit and put the new numbers here; if not, find out why."""
+    log = summaries.read_log(finished[0] / "end2end" / "log.jsonl")
+    for key, value in GOLDEN.items():
+        assert log[0][key] == pytest.approx(value, rel=0.01), f"{key}: read this test's docstring"
+
+
+def test_killed_three_times_ends_with_the_same_bits(finished, cache, tmp_path):
+    workdir = tmp_path / "killed"
+    for log, step in (("generator", 15), ("joint", 5), ("end2end", 15)):
+        with subprocess.Popen(
+            command(workdir, cache),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment(),
+        ) as process:
+            assert wait_for_step(process, workdir / log / "log.jsonl", step)
+            process.send_signal(signal.SIGKILL)
+    assert run(workdir, cache).returncode == 0
+    for method in METHODS:
+        assert_same_bits(best_of(workdir, method), best_of(finished[0], method))
+        assert cases_of(workdir, method) == cases_of(finished[0], method)
+    steps = [line["step"] for line in summaries.read_log(workdir / "end2end" / "log.jsonl")]
+    assert steps == sorted(set(steps))
+
+
+def test_ctrl_c_leaves_a_model_that_predicts(finished, cache, tmp_path):
+    workdir = tmp_path / "stopped"
+    with subprocess.Popen(
+        command(workdir, cache), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+    ) as process:
+        assert wait_for_step(process, workdir / "real_only" / "log.jsonl", 5)
+        process.send_signal(signal.SIGINT)
+        _, message = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "the same command continues it" in message.decode()
+    assert "Traceback" not in message.decode()
+    image = np.zeros((1, 32, 32, 3), np.float32)
+    probabilities = trained.load_predictor(workdir).predict_probabilities(image)
+    assert probabilities.shape == (1, 32, 32, 1) and np.isfinite(probabilities).all()
+
+
+def test_predict_keeps_sizes_and_reports_what_it_cannot_read(finished, cache, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for name, size in (("wide.png", (50, 20)), ("tall.jpg", (31, 47))):
+        Image.new("RGB", size, (180, 140, 120)).save(images / name)
+    done = run(finished[0], cache, "--mode=predict", f"--input={images}", f"--output={tmp_path}/o")
+    assert done.returncode == 0, done.stderr
+    masks = {p.stem: Image.open(p) for p in (tmp_path / "o" / "masks").iterdir()}
+    assert masks["wide"].size == (50, 20) and masks["tall"].size == (31, 47)
+    (images / "broken.png").write_bytes(b"not an image")
+    flags = ("--mode=predict", f"--input={images}", f"--output={tmp_path}/o2")
+    done = run(finished[0], cache, *flags)
+    assert done.returncode == 2 and "broken.png" in done.stderr
+    assert len(list((tmp_path / "o2" / "masks").iterdir())) == 2
+
+
+def test_a_mistyped_field_is_refused_with_a_suggestion(cache, tmp_path):
+    done = subprocess.run(
+        command(tmp_path, cache, "--config.train.num_step=3"), capture_output=True, text=True
+    )
+    assert done.returncode != 0 and "num_steps" in done.stderr
+
+
+def test_another_configuration_needs_another_folder(finished, cache):
+    done = run(finished[0], cache, "--config.train.num_steps=21")
+    assert done.returncode == 2 and "train.num_steps" in done.stderr
+
+
+# --- Bad input, in this process: one InputError that run.py prints as one line --------------------------
+
+
+class Flags:
+    data_dir = input = output = None
+
+    def __init__(self, workdir):
+        self.workdir = str(workdir)
+
+
+def write_pairs(root, number=12, size=(24, 24)):
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True)
+    for i in range(number):
+        image = rng.integers(0, 255, (*size, 3), dtype=np.uint8)
+        mask = np.zeros(size, np.uint8)
+        mask[4 : 10 + i % 5, 5:15] = 255
+        Image.fromarray(image).save(root / "images" / f"case{i:02}.png")
+        Image.fromarray(mask).save(root / "masks" / f"case{i:02}.png")
+
+
+def folder_config(root):
+    config = folder.get_config("runlocal,method=real_only")
+    config.compilation_cache = ""
+    config.data.folder.images_dir = str(root / "images")
+    config.data.folder.masks_dir = str(root / "masks")
+    return config
+
+
+def remove_mask(root, config):
+    (root / "masks" / "case03.png").unlink()
+
+
+def resize_mask(root, config):
+    Image.new("L", (10, 10), 255).save(root / "masks" / "case03.png")
+
+
+def corrupt_image(root, config):
+    path = root / "images" / "case03.png"
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def empty_image(root, config):
+    (root / "images" / "case03.png").write_bytes(b"")
+
+
+def odd_mask_values(root, config):
+    mask = np.zeros((24, 24), np.uint8)
+    mask[:8], mask[8:16] = 3, 7
+    for path in (root / "masks").iterdir():
+        Image.fromarray(mask).save(path)
+
+
+def no_foreground(root, config):
+    for path in (root / "masks").iterdir():
+        Image.new("L", (24, 24), 0).save(path)
+
+
+def too_few(root, config):
+    for i in range(3, 12):
+        (root / "images" / f"case{i:02}.png").unlink()
+        (root / "masks" / f"case{i:02}.png").unlink()
+
+
+def same_id_twice(root, config):
+    Image.open(root / "images" / "case03.png").save(root / "images" / "case03.bmp")
+
+
+def missing_folder(root, config):
+    config.data.folder.images_dir = str(root / "imagse")
+
+
+def nan_pixels(root, config):
+    pixels = np.full((24, 24), np.nan, np.float32)
+    for path in list((root / "images").iterdir()):
+        path.unlink()
+        Image.fromarray(pixels).save(path.with_suffix(".tiff"))
+
+
+def unknown_method(root, config):
+    config.methods = ("end2edn",)
+
+
+def unknown_optimizer(root, config):
+    config.optim.name = "adm"
+
+
+def too_many_labels(root, config):
+    config.data.num_train = 500
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (remove_mask, "case03"),
+        (resize_mask, "case03.*10"),
+        (corrupt_image, "case03.png"),
+        (empty_image, "case03.png"),
+        (odd_mask_values, "case.*png"),
+        (no_foreground, "foreground"),
+        (too_few, "at least 4"),
+        (same_id_twice, "case03"),
+        (missing_folder, "imagse"),
+        (nan_pixels, "case.*tiff"),
+        (unknown_method, "end2edn"),
+        (unknown_optimizer, "adm"),
+        (too_many_labels, "500"),
+    ],
+)
+def test_bad_input_gives_one_clear_sentence(spoil, words, tmp_path):
+    write_pairs(tmp_path / "data")
+    config = folder_config(tmp_path / "data")
+    spoil(tmp_path / "data", config)
+    with pytest.raises(errors.InputError, match=words) as caught:
+        commands.run("train", config, Flags(tmp_path / "run"))
+    assert "\n" not in str(caught.value)
+
+
+def test_check_lists_every_fault(tmp_path, capsys):
+    write_pairs(tmp_path / "data")
+    config = folder_config(tmp_path / "data")
+    corrupt_image(tmp_path / "data", config)
+    Image.new("L", (10, 10), 255).save(tmp_path / "data" / "masks" / "case05.png")
+    with pytest.raises(errors.InputError, match="2 faults"):
+        commands.run("check", config, Flags(tmp_path / "run"))
+    printed = capsys.readouterr().out
+    assert "case03" in printed and "case05" in printed
+    assert (tmp_path / "run" / "check" / "contact_sheet.png").exists()
+
+
+def test_a_folder_is_divided_without_numbers(tmp_path):
+    write_pairs(tmp_path / "data", number=20)
+    config = folder_config(tmp_path / "data")
+    config.data.num_train = config.data.num_validation = config.data.num_test = 0
+    split = experiment.create_split(config, experiment.create_source(config.data))
+    parts = [set(split.train), set(split.validation), set(split.test)]
+    assert sum(map(len, parts)) == len(set().union(*parts)) <= 20
+    assert len(split.test) == 4 and len(split.validation) >= 2
+
+
+def test_unwritable_workdir(tmp_path):
+    write_pairs(tmp_path / "data")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(errors.InputError, match="--workdir"):
+        commands.run("train", folder_config(tmp_path / "data"), Flags(tmp_path / "file" / "run"))
+
+
+def test_batch_size_must_fit_the_devices(monkeypatch):
+    monkeypatch.setattr(parallel.jax, "local_device_count", lambda: 3)
+    with pytest.raises(errors.InputError, match="batch_size=4.*multiple of 3"):
+        experiment.check_config(demo.get_config("runlocal"))
+
+
+def test_a_loss_that_is_not_finite_names_stage_and_step(tmp_path):
+    config = demo.get_config("runlocal,method=real_only")
+    config.compilation_cache = ""
+    config.optim.learning_rate = 1e30
+    with pytest.raises(errors.InputError, match=r"real_only: segmenter/.* at step \d+"):
+        commands.run("train", config, Flags(tmp_path / "run"))
+
+
+def test_predict_before_training(tmp_path):
+    flags = Flags(tmp_path)
+    flags.input, flags.output = "x.png", "out"
+    with pytest.raises(errors.InputError, match="not the folder of a run"):
+        commands.run("predict", demo.get_config("runlocal"), flags)
