@@ -87,7 +87,7 @@ def random_affine(key: PRNGKey, rank: int, strength: Geometry) -> jax.Array:
     parts = jnp.stack([scale, shift, rotate, shear])[order]
     matrix = parts[0] @ parts[1] @ parts[2] @ parts[3]
     axes = jnp.array([rank + axis for axis in strength.flip_axes], int)
-    flips = jax.random.bernoulli(k_flip, strength.flip, axes.shape)
+    flips = jax.random.bernoulli(k_flip, float(strength.flip), axes.shape)
     return matrix @ eye.at[axes, axes].set(jnp.where(flips, -1.0, 1.0))
 
 

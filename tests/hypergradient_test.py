@@ -85,7 +85,7 @@ def _make_problem(optimizer="adam", num_steps=3, batch_size=4):
 
 @functools.cache
 def _plain_step(optimizer="adam"):
-    return jax.jit(_make_step(optimizer=optimizer))
+    return tiny.jit(_make_step(optimizer=optimizer))
 
 
 def _train(optimizer, theta, state, batches, outer_batch, keys):
@@ -162,7 +162,7 @@ def test_training_goes_on_from_the_steps_of_the_estimator(loop):
 def test_host_loop_uses_the_step_it_is_given():
     calls = []
     step = _make_step()
-    compiled = jax.jit(hg.indexed(step))
+    compiled = tiny.jit(hg.indexed(step))
 
     def counting(*args):
         calls.append(args[-1])
@@ -191,7 +191,7 @@ def test_two_steps_of_descent_with_all_matrices_written_out():
     def final_loss(s, a):
         return _outer_loss({"params": unravel(s)}, unravel_outer(a), outer_batch)[0]
 
-    @jax.jit
+    @tiny.jit
     def by_hand(params, outer):
         first = params - rate * inner_gradient(params, outer, 0)
         second = first - rate * inner_gradient(first, outer, 1)
@@ -330,7 +330,7 @@ def test_pullback_of_value_and_gradient_together(name):
     small_radius = functools.partial(hg.finite_difference, radius=1e-4)
     gradient = hg.mixed if name == "mixed" else small_radius
     found, expected = (
-        jax.jit(jax.grad(functools.partial(scalar, g), (0, 1)))(state["params"], theta)
+        tiny.jit(jax.grad(functools.partial(scalar, g), (0, 1)))(state["params"], theta)
         for g in (gradient, hg.reverse)
     )
     assert tiny.distance(found, expected) < {"mixed": 1e-13, "finite_difference": 1e-7}[name]
@@ -354,7 +354,7 @@ def test_finite_difference_with_one_step_is_darts():
     noise = 0.1 * jax.random.normal(keys[0], (3,))
     data = {"x": batches["x"][0] + noise, "y": batches["y"][0]}
 
-    gradients = jax.jit(jax.grad(lambda p, a: _inner_loss(p, a, data)[0], (0, 1)))
+    gradients = tiny.jit(jax.grad(lambda p, a: _inner_loss(p, a, data)[0], (0, 1)))
     stepped = tiny.along(state["params"], gradients(state["params"], theta)[0], -rate)
     v, direct = jax.grad(
         lambda p, a: _outer_loss({"params": p}, a, outer_batch)[0], argnums=(0, 1)
@@ -400,7 +400,7 @@ def test_two_shards_of_every_batch_equal_one_device(optimizer, loop):
             size = dict(axis_size=2) if not batched_args else {}
             return jax.vmap(function, axes, None, axis_name="devices", **size)(*args)
 
-        return jax.jit(mapped)
+        return tiny.jit(mapped)
 
     def step_with_averaged_metrics(state, theta, batch, rng):
         state, metrics = _make_step(optimizer=optimizer, axis_name="devices")(

@@ -18,40 +18,43 @@ from fewshotseg.models import discriminator, generator, unet
 SIZE, CHANNELS, LEVELS = 8, 1, 2
 
 
-@contextlib.contextmanager
-def fast_compile():
-    """Halves compile times; the programs are slower and their numbers the same."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
+# Halves what XLA takes to compile; the programs are slower and their numbers the same.
+FAST_COMPILE = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
+
+
+def jit(function, batched_args=()):
+    """`jax.jit` for numbers only; also the `compile=` of an estimator on one device."""
+    del batched_args
+    return jax.jit(function, compiler_options=FAST_COMPILE)
 
 
 @contextlib.contextmanager
 def float64():
-    """64-bit numbers, compiled fast, until the end of the block."""
-    with fast_compile(), jax.enable_x64(True):
-        yield
-
-
-def jit(function, batched_args=()):
-    """`compile=` of an estimator on one device."""
-    del batched_args
-    return jax.jit(function)
+    """64-bit numbers, and single operations compiled fast, until the end of the block."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        with jax.enable_x64(True):
+            yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 # --- Methods -------------------------------------------------------------------------------------
 
 
-def _make(networks, optimizer, learning_rate, overrides):
+def _make(networks, jitter, optimizer, learning_rate, overrides):
     player = functools.partial(optimizers.create_optimizer, optimizer, learning_rate, 100)
     fields = dict(
         generate=networks["generator"],
         discriminate=networks["discriminator"],
         segment=networks["segmenter"],
-        jitter=functools.partial(augment.jitter, strength=augment.Intensity()),
+        jitter=jitter,
         generator_optimizer=player(),
         discriminator_optimizer=player(),
         segmenter_optimizer=player(),
@@ -81,7 +84,8 @@ def make_method(*, optimizer="adam", learning_rate=1e-2, dtype=jnp.float64, **ov
         "discriminator": lambda p, m, x: modules["discriminator"].apply({"params": p}, m, x),
         "segmenter": lambda p, x: modules["segmenter"].apply({"params": p}, x),
     }
-    return _make(networks, optimizer, learning_rate, overrides)
+    jitter = functools.partial(augment.jitter, strength=augment.Intensity())
+    return _make(networks, jitter, optimizer, learning_rate, overrides)
 
 
 def toy_generate(params, architecture, masks, keys):
@@ -93,8 +97,7 @@ def toy_generate(params, architecture, masks, keys):
         return sum(w * s for w, s in zip(weights, shifts, strict=True))
 
     x = mix(2.0 * masks - 1.0, architecture["encoder"]) @ params["in"] + params["bias"]
-    if keys is not None:
-        x = x + 0.1 * jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(keys)
+    x = x if keys is None else x + _numbers_of(keys, x)
     return jnp.tanh(mix(jax.nn.silu(x), architecture["decoder"]) @ params["out"])
 
 
@@ -110,12 +113,23 @@ def toy_segment(params, images):
     return jax.nn.silu(x @ params["in"] + params["bias"]) @ params["out"]
 
 
+def toy_jitter(images, keys):
+    """Contrast from the keys."""
+    return images * (1.0 + 0.5 * _numbers_of(keys, images))
+
+
+def _numbers_of(keys, like):
+    """One number in [0, 1] per example, read off its key (a true draw takes long to compile)."""
+    bits = jax.random.key_data(keys)[:, 0] >> 8
+    return (bits.astype(like.dtype) / 2**24).reshape(-1, *(1,) * (like.ndim - 1))
+
+
 TOYS = {"generator": toy_generate, "discriminator": toy_discriminate, "segmenter": toy_segment}
 
 
 def make_toy_method(*, optimizer="adam", learning_rate=1e-2, **overrides):
     """A `genseg.Method` of toy networks."""
-    return _make(TOYS, optimizer, learning_rate, overrides)
+    return _make(TOYS, toy_jitter, optimizer, learning_rate, {"l1_weight": 1.0, **overrides})
 
 
 # --- Problems ------------------------------------------------------------------------------------

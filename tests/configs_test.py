@@ -1,0 +1,94 @@
+"""Every configuration loads, is locked, builds its networks; no field is unread."""
+
+import importlib
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import default
+from fewshotseg import experiment
+from fewshotseg.models import layers
+
+ROOT = pathlib.Path(__file__).parents[1]
+NAMES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
+
+
+def load(name, arg=""):
+    return importlib.import_module(f"configs.{name}").get_config(arg)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_is_sound(name):
+    config = load(name)
+    experiment.check_config(config)
+    assert config.is_locked
+    networks = experiment.create_networks(config, 2)
+    size, channels = config.data.image_size, config.data.channels
+    image, mask = jnp.zeros((1, size, size, channels)), jnp.zeros((1, size, size, 1))
+    key = jax.random.key(0)
+    theta = experiment.init_theta(config, networks["generator"].num_levels)
+    logits = jax.eval_shape(
+        lambda: networks["segmenter"].apply(
+            {"params": layers.init_params(networks["segmenter"], key, image)}, image
+        )
+    )
+    assert logits.shape == (1, size, size, 1)
+    drawn = jax.eval_shape(
+        lambda: networks["generator"].init_with_output(key, mask, theta["architecture"], None)[0]
+    )
+    assert drawn.shape == image.shape
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "default"])
+def test_configs_are_short_and_say_how_to_run(name):
+    text = (ROOT / "configs" / f"{name}.py").read_text()
+    assert len(text.splitlines()) <= 45
+    assert "python " in text.split('"""')[1]
+
+
+def leaves(config, prefix=""):
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def test_every_field_is_read():
+    source = "".join(p.read_text() for p in (ROOT / "fewshotseg").rglob("*.py"))
+    for path in leaves(default.get_config()):
+        field = path.rpartition(".")[2]
+        assert re.search(rf"\b{field}\b", source), f"nothing reads {path}"
+
+
+def test_every_field_that_is_read_exists():
+    config = default.get_config()
+    for path in (ROOT / "fewshotseg").glob("*.py"):
+        text = path.read_text().replace("config.json", "")
+        for chain in re.findall(r"\bconfig\.((?:[a-z_0-9]+\.)*[a-z_0-9]+)(?!\w|\()", text):
+            node = config
+            for field in chain.split("."):
+                if field in ("source", "phantom", "folder", "tfds") or not hasattr(node, "keys"):
+                    break
+                assert field in node, f"{path.name} reads config.{chain}"
+                node = node[field]
+
+
+def test_a_mistyped_field_is_refused_with_a_suggestion():
+    config = default.get_config()
+    with pytest.raises(AttributeError, match="num_steps"):
+        config.train.num_step = 3
+
+
+def test_choices():
+    config = load("demo", "method=real_only+joint,seed=3,estimator=finite_difference")
+    assert config.methods == ("real_only", "joint") and config.seed == 3
+    assert config.outer.estimator == "finite_difference"
+    with pytest.raises(ValueError, match="end2edn"):
+        load("demo", "method=end2edn")
+    with pytest.raises(ValueError, match="no choice 'sead'"):
+        load("demo", "sead=3")
+    assert load("demo", "runlocal").train.num_steps < load("demo").train.num_steps
