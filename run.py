@@ -17,14 +17,31 @@ ROOT = pathlib.Path(__file__).parent
 MODES = ("train", "check", "prepare", "evaluate", "predict", "report")
 FLAGS = flags.FLAGS
 
-config_flags.DEFINE_config_file(
-    "config", str(ROOT / "configs" / "demo.py"), "Configuration; --config.FIELD=VALUE overrides."
-)
-flags.DEFINE_string("workdir", "runs/demo", "Folder of the run; for report, several joined by ','.")
-flags.DEFINE_enum("mode", "train", MODES, "What to do.")
-flags.DEFINE_string("data_dir", None, "prepare: folder with the official download.")
-flags.DEFINE_string("input", None, "predict: an image or a folder of images.")
-flags.DEFINE_string("output", None, "predict: folder for the masks; report: the HTML page.")
+
+def define_flags():
+    """Raises whatever a mistyped `--config.FIELD` raises: config_flags looks at the command line."""
+    config_flags.DEFINE_config_file(
+        "config", str(ROOT / "configs" / "demo.py"), "Configuration; --config.FIELD=VALUE overrides."
+    )
+    flags.DEFINE_string(
+        "workdir", "runs/demo", "Folder of the run; for report, several joined by ','."
+    )
+    flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+    flags.DEFINE_string("data_dir", None, "prepare: folder with the official download.")
+    flags.DEFINE_string("input", None, "predict: an image or a folder of images.")
+    flags.DEFINE_string("output", None, "predict: folder for the masks; report: the HTML page.")
+
+
+def parse_flags(argv):
+    """What `flags.FLAGS(argv)` returns; a mistake ends with one line and exit code 2."""
+    try:
+        define_flags()
+        rest = FLAGS(argv)
+        FLAGS.config.is_locked  # noqa: B018  (a file that could not be loaded raises here)
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        print(f"run.py: {_in_one_line(error)} Flags start with --.", file=sys.stderr)
+        sys.exit(2)
+    return rest
 
 
 def main(argv):

@@ -11,6 +11,7 @@ import csv
 import json
 import os
 import pathlib
+import statistics
 import sys
 
 from absl import app, flags, logging
@@ -111,6 +112,36 @@ def append(row: dict, path: pathlib.Path) -> None:
         writer.writerow(row)
 
 
+def table(path: pathlib.Path) -> str:
+    """Dice as a Markdown table: mean and standard deviation over seeds, and the paired difference."""
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    dice, seconds = {}, {}
+    for row in rows:
+        key = row["dataset"], row["method"]
+        dice.setdefault(key, {})[row["seed"]] = float(row["dice"])
+        seconds.setdefault(key, []).append(float(row["seconds"]))
+    lines = ["| data set | method | Dice | minus real_only | seeds | steps | seconds |"]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+    steps = {(row["dataset"], row["method"]): row["steps"] for row in rows}
+    for (dataset, method), values in dice.items():
+        base = dice.get((dataset, "real_only"), {})
+        differences = [values[s] - base[s] for s in values if s in base]
+        lines.append(
+            f"| {dataset} | {method} | {_spread(list(values.values()))} | "
+            f"{'' if method == 'real_only' else _spread(differences, '+')} | {len(values)} | "
+            f"{steps[dataset, method]} | {statistics.mean(seconds[dataset, method]):.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def _spread(values, sign=""):
+    if not values:
+        return ""
+    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{sign}.3f}{deviation}"
+
+
 def main(argv):
     del argv
     from fewshotseg import commands, errors, train
@@ -128,6 +159,7 @@ def main(argv):
                 train.train_and_evaluate(config, workdir)
                 for row in rows_of(config, workdir):
                     append(row, output / "results.csv")
+        print(table(output / "results.csv"))
     except errors.InputError as error:
         sys.exit(f"fewshot.py: {error}")
 
