@@ -8,6 +8,7 @@ python run.py --mode=predict --workdir=runs/mine --input=new_images --output=mas
 
 import os
 import pathlib
+import re
 import sys
 
 from absl import app, flags, logging
@@ -21,7 +22,9 @@ FLAGS = flags.FLAGS
 def define_flags():
     """Raises whatever a mistyped `--config.FIELD` raises: config_flags looks at the command line."""
     config_flags.DEFINE_config_file(
-        "config", str(ROOT / "configs" / "demo.py"), "Configuration; --config.FIELD=VALUE overrides."
+        "config",
+        str(ROOT / "configs" / "demo.py"),
+        "Configuration; --config.FIELD=VALUE overrides.",
     )
     flags.DEFINE_string(
         "workdir", "runs/demo", "Folder of the run; for report, several joined by ','."
@@ -39,25 +42,42 @@ def parse_flags(argv):
         rest = FLAGS(argv)
         FLAGS.config.is_locked  # noqa: B018  (a file that could not be loaded raises here)
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        print(f"run.py: {_in_one_line(error)} Flags start with --.", file=sys.stderr)
-        sys.exit(2)
+        fail(_essence(error))
+    if len(rest) > 1:
+        fail(f"unexpected argument {rest[1]!r}; flags start with --.")
     return rest
 
 
+def _essence(error):
+    """One line of what config_flags says in many, with tracebacks inside."""
+    suggestion = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', str(error))
+    if suggestion:
+        return 'the configuration has no field "{1}": did you mean "{0}"?'.format(
+            *suggestion.groups()
+        )
+    last = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
+    if isinstance(error, AttributeError | KeyError):
+        return f"the configuration has no field {last}."
+    return re.sub(r"^\w+Error: ", "", last)
+
+
+def fail(message):
+    print(f"run.py: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
 def main(argv):
+    del argv
     from fewshotseg import commands, errors
 
     logging.set_verbosity(logging.WARNING)
-    if len(argv) > 1:
-        sys.exit(f"run.py: unexpected argument {argv[1]!r}; flags start with --.")
     try:
         commands.run(FLAGS.mode, FLAGS.config, FLAGS)
     except errors.InputError as error:
-        print(f"run.py: {error}", file=sys.stderr)
-        sys.exit(2)
+        fail(error)
     except KeyboardInterrupt:
         print(
-            "run.py: stopped. The run is saved and can predict; the same command continues it.",
+            "run.py: stopped. What is trained is saved; the same command continues it.",
             file=sys.stderr,
         )
         sys.exit(130)
@@ -66,4 +86,4 @@ def main(argv):
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -6,9 +6,12 @@ temporary name and renames, so a killed run leaves either the old or the new che
 of one. Arrays are stored without their placement: any number of devices can restore them.
 """
 
+import contextlib
 import errno
+import os
 import pathlib
 import shutil
+import threading
 from typing import Any
 
 import jax
@@ -17,6 +20,7 @@ import orbax.checkpoint as ocp
 
 from fewshotseg import errors
 
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 FREE_COPIES = 4  # two kept, one being written, one to spare
 
 
@@ -67,14 +71,16 @@ class Checkpoints:
             progress=ocp.args.JsonSave(progress),
         )
         try:
-            self._manager.save(step, args=items)
+            with _silent_threads():
+                self._manager.save(step, args=items)
         except Exception as error:  # Orbax passes on what the file system or TensorStore raises
-            if not _is_disk_fault(error):
+            if not disk_fault(error):
                 raise
+            last = self._manager.latest_step()
+            kept = f"The checkpoint of step {last} is kept" if last else "There is none yet"
             raise errors.InputError(
-                f"the checkpoint of step {step} could not be written to {self._directory} ({error}). "
-                f"The checkpoint of step {self._manager.latest_step()} is kept: free some space and "
-                "run the same command again."
+                f"the checkpoint of step {step} could not be written to {self._directory} "
+                f"({disk_fault(error)}). {kept}: free some space and run the same command again."
             ) from error
 
     def restore(self, state: Any, step: int | None = None) -> tuple[Any, Any, dict]:
@@ -105,6 +111,11 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def has_checkpoint(directory: pathlib.Path) -> bool:
+    """Whether there is a complete one."""
+    return directory.is_dir() and bool(ocp.utils.checkpoint_steps(directory.absolute()))
 
 
 def load_best(directory: pathlib.Path) -> tuple[Any, dict]:
@@ -159,7 +170,19 @@ def check_free_space(directory: pathlib.Path, state: Any) -> None:
         )
 
 
-def _is_disk_fault(error: BaseException) -> bool:
+def disk_fault(error: BaseException) -> str | None:
+    """What is wrong with the disk if that is what `error` is about, else None."""
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
-    return "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error)
+        return os.strerror(error.errno) if error.errno in DISK_FAULTS else None
+    found = [os.strerror(code) for code in DISK_FAULTS if os.strerror(code) in str(error)]
+    return found[0] if found else None
+
+
+@contextlib.contextmanager
+def _silent_threads():
+    """Orbax raises here what went wrong in its threads; they need not print a traceback as well."""
+    before, threading.excepthook = threading.excepthook, lambda args: None
+    try:
+        yield
+    finally:
+        threading.excepthook = before

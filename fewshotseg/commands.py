@@ -18,8 +18,19 @@ def run(mode: str, config, flags: Any) -> None:
     Raises:
       InputError: whatever the user can put right.
     """
+    from fewshotseg import checkpoint
+
     set_compilation_cache(config.compilation_cache)
-    COMMANDS[mode](config, flags)
+    try:
+        COMMANDS[mode](config, flags)
+    except OSError as error:
+        reason = checkpoint.disk_fault(error)
+        if not reason:
+            raise
+        raise errors.InputError(
+            f"{error.filename or flags.workdir} could not be written ({reason}). What is trained is "
+            "kept: put that right and run the same command again."
+        ) from error
 
 
 def set_compilation_cache(folder: str) -> None:

@@ -24,18 +24,25 @@ def write(config, workdir: pathlib.Path) -> None:
     Raises:
       InputError: the folder holds a run of another configuration.
     """
-    path = workdir / "config.json"
-    ours = json.loads(config.to_json())
-    if path.exists():
-        theirs = read_config(workdir)
-        changed = sorted(_differences(_fixed(theirs), _fixed(ours)))
-        if changed:
-            raise errors.InputError(
-                f"{workdir} holds a run with other settings ({', '.join(changed[:5])}): use another "
-                "--workdir, or delete that one to start again."
-            )
-    write_json(ours, path)
+    if (workdir / "config.json").exists():
+        check_same(config, workdir)
+    write_json(json.loads(config.to_json()), workdir / "config.json")
     write_json(environment(), workdir / "environment.json")
+
+
+def check_same(config, workdir: pathlib.Path) -> None:
+    """Compares `config` with that of the run in `workdir`.
+
+    Raises:
+      InputError: they differ in a field that is not one of `FREE_FIELDS`.
+    """
+    ours, theirs = json.loads(config.to_json()), read_config(workdir)
+    changed = sorted(_differences(_fixed(theirs), _fixed(ours)))
+    if changed:
+        raise errors.InputError(
+            f"{workdir} holds a run with other settings ({', '.join(changed[:5])}): give the "
+            "--config and overrides of that run, or use another --workdir."
+        )
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:

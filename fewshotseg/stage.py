@@ -40,6 +40,7 @@ class Stage:
         bar = summaries.progress_bar(self.name, num_steps, step)
         started = time.perf_counter() - progress["seconds"]
         measured = {}  # since the last line of the log; not every step measures everything
+        settled = state, best, dict(progress)  # after a whole turn of the loop, nothing left to do
         try:
             while step < num_steps:
                 previous = step
@@ -68,7 +69,9 @@ class Stage:
                 if due(self.config.checkpoint_every):
                     checkpoints.save(step, state, best, progress)
                 bar.update(consumed)
+                settled = state, best, dict(progress)
         except KeyboardInterrupt:
+            state, best, progress = settled
             checkpoints.save(int(state.step), state, self.usable(state, best), progress)
             raise
         finally:
@@ -80,10 +83,10 @@ class Stage:
     def _require_finite(self, values, step, last):
         for key, value in values.items():
             if not np.isfinite(value).all():
+                kept = f"The checkpoint of step {last} in {self.folder / 'checkpoints'} is kept: "
                 raise errors.InputError(
-                    f"{self.name}: {key} is {value} at step {step}. The checkpoint of step {last} in "
-                    f"{self.folder / 'checkpoints'} is kept: lower the learning rate (optim, gan_optim "
-                    "or outer_optim) and train in a new --workdir."
+                    f"{self.name}: {key} is {value} at step {step}. {kept if last else ''}Lower the "
+                    "learning rate (optim, gan_optim or outer_optim) and train in a new --workdir."
                 )
 
     def _describe(self, values, progress):

@@ -22,14 +22,9 @@ def load_predictor(folder: str | pathlib.Path) -> Predictor:
       InputError: nothing has been trained there.
     """
     folder = pathlib.Path(folder)
-    if (folder / "checkpoints").is_dir():
-        folders, root = [folder], folder.parent
-    else:
-        folders = [folder / m for m in METHODS if (folder / m / "checkpoints").is_dir()]
-        root = folder
+    root = folder.parent if (folder / "checkpoints").is_dir() else folder
     config = ConfigDict(run_files.read_config(root))
-    if not folders:
-        raise errors.InputError(f"{folder} has no trained model yet: run --mode=train first.")
+    folders = _trained_folders(root) if root == folder else [folder]
     models = [(checkpoint.load_best(f / "checkpoints")[0], f.name) for f in folders]
     best, method = max(models, key=lambda model: float(model[0]["dice"]))
     class_names = tuple(run_files.read_class_names(root))
@@ -77,6 +72,14 @@ def evaluate_model(config, data: Data, folder: pathlib.Path, best) -> None:
         bar.close()
 
 
+def _trained_folders(root: pathlib.Path) -> list[pathlib.Path]:
+    """Folders of the methods that have a complete checkpoint; a killed run may have others too."""
+    folders = [root / m for m in METHODS if checkpoint.has_checkpoint(root / m / "checkpoints")]
+    if not folders:
+        raise errors.InputError(f"{root} has no trained model yet: run --mode=train first.")
+    return folders
+
+
 def is_evaluated(folder: pathlib.Path, data: Data) -> bool:
     """Whether every test set has its summary, written last."""
     return all((folder / "evaluation" / name / "summary.json").exists() for name in data.test_sets)
@@ -90,9 +93,8 @@ def evaluate_run(config, workdir: str | pathlib.Path) -> None:
     """
     workdir = pathlib.Path(workdir)
     run_files.read_config(workdir)
-    folders = [workdir / m for m in METHODS if (workdir / m / "checkpoints").is_dir()]
-    if not folders:
-        raise errors.InputError(f"{workdir} has no trained model yet: run --mode=train first.")
+    run_files.check_same(config, workdir)
+    folders = _trained_folders(workdir)
     data = experiment.create_data(config)
     for folder in folders:
         best, _ = checkpoint.load_best(folder / "checkpoints")
