@@ -132,15 +132,24 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.outer = ConfigDict()  # method end2end: the hypergradient
     config.outer.variables = ("architecture",)  # and/or 'synthetic_weight', bounded
-    config.outer.estimator = "unrolled"  # 'unrolled' (exact) | 'finite_difference' (DARTS)
-    config.outer.gradient = "mixed"  # of 'unrolled': 'mixed' | 'reverse', the same numbers
+    # 'mixed_mode' (exact) | 'unrolled' (the same numbers, slower) | 'truncated' | 'one_step' |
+    # 'finite_difference' (DARTS) | 'identity' | 'neumann' | 'conjugate_gradient' | 'sama' |
+    # 'evolution_strategies'; compare them with --mode=hypergradient
+    config.outer.estimator = "mixed_mode"
     config.outer.num_inner_steps = 1  # K, steps differentiated through
     config.outer.every = 10  # one hypergradient in so many steps (at least K)
     config.outer.start = 0  # first step with a hypergradient
     config.outer.batch_size = 8  # validation cases per hypergradient
     config.outer.through_generator_training = True  # also the path through the generator's weights
     config.outer.loop = "auto"  # 'host' | 'scan' | 'auto': host on CPUs, scan on accelerators
-    config.outer.checkpoint = True  # recompute activations instead of storing them ('scan')
+    config.outer.remat = "step"  # 'none' | 'step' | 'sqrt': what is kept of the K steps
+    config.outer.horizon = 1  # of 'truncated': steps differentiated through, of the K
+    config.outer.radius = 0.01  # of 'finite_difference' and 'sama': displacement of the weights
+    config.outer.step_size = 0.01  # of 'identity' and 'neumann': alpha
+    config.outer.num_terms = 10  # of 'neumann' and 'conjugate_gradient'
+    config.outer.damping = 0.1  # of 'conjugate_gradient'
+    config.outer.num_pairs = 8  # of 'evolution_strategies'
+    config.outer.sigma = 0.1  # of 'evolution_strategies': perturbation of theta
 
     config.log_every = 10  # steps between lines of log.jsonl
     config.eval_every = 50  # steps between validations

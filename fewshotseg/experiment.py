@@ -10,7 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fewshotseg import augment, errors, genseg, model_factory, optimizers, parallel
+from fewshotseg import (
+    augment,
+    errors,
+    evolution,
+    genseg,
+    hypergradient,
+    implicit,
+    inner_gradient,
+    model_factory,
+    optimizers,
+    parallel,
+)
 from fewshotseg import state as state_lib
 from fewshotseg.data import folder, input_pipeline, phantom, splits
 from fewshotseg.models import generator as generator_lib
@@ -19,6 +30,19 @@ from fewshotseg.types import CaseSource
 
 METHODS = ("real_only", "separate", "joint", "end2end")
 TEST_FRACTION = 0.2  # of the cases, where nothing else says which ones test
+# Estimator of the hypergradient -> how it has the inner gradient differentiated.
+ESTIMATORS = {
+    "mixed_mode": "mixed",
+    "unrolled": "reverse",
+    "truncated": "mixed",
+    "one_step": "mixed",
+    "finite_difference": "finite_difference",
+    "identity": "mixed",
+    "neumann": "mixed",
+    "conjugate_gradient": "mixed",
+    "sama": "finite_difference",
+    "evolution_strategies": "mixed",
+}
 STAGES = {"pretrain": 0, "train": 1, "init": 2}  # folded into the seed; never renumber
 
 
@@ -160,8 +184,8 @@ def check_config(config) -> None:
         )
     outer = config.outer
     choices = {
-        "estimator": ("unrolled", "finite_difference"),
-        "gradient": ("mixed", "reverse"),
+        "estimator": tuple(ESTIMATORS),
+        "remat": ("none", "step", "sqrt"),
         "loop": ("auto", "host", "scan"),
     }
     for field, allowed in choices.items():
@@ -177,6 +201,16 @@ def check_config(config) -> None:
             f"outer.num_inner_steps is {outer.num_inner_steps}: it must be between 1 and "
             f"outer.every={outer.every}."
         )
+    if outer.estimator == "conjugate_gradient" and outer.through_generator_training:
+        raise errors.InputError(
+            "outer.estimator is 'conjugate_gradient', which needs a symmetric Hessian: set "
+            "outer.through_generator_training=False, or use 'neumann'."
+        )
+    for field in ("horizon", "radius", "step_size", "num_terms", "num_pairs", "sigma"):
+        if outer[field] <= 0:
+            raise errors.InputError(f"outer.{field} is {outer[field]}: it must be above 0.")
+    if outer.damping < 0:
+        raise errors.InputError(f"outer.damping is {outer.damping}: it must be at least 0.")
     for block in ("pretrain", "train", "outer"):
         parallel.check_batch_size(f"{block}.batch_size", config[block].batch_size)
 
@@ -206,7 +240,9 @@ def create_method(config, networks: Mapping[str, Any], num_classes: int, method:
     gan_optimizer = _optimizer(
         config.gan_optim, num_steps, 1.0 if pretraining else config.gan_finetune_factor
     )
-    finite_difference = config.outer.estimator == "finite_difference"
+    gradient = inner_gradient.GRADIENTS[ESTIMATORS[config.outer.estimator]]
+    if gradient is inner_gradient.finite_difference:
+        gradient = functools.partial(gradient, radius=config.outer.radius)
     intensity = augment.Intensity(**config.augment.intensity.to_dict())
     bundle = genseg.Method(
         generate=lambda p, a, m, keys: networks["generator"].apply({"params": p}, m, a, keys),
@@ -222,7 +258,7 @@ def create_method(config, networks: Mapping[str, Any], num_classes: int, method:
         l1_weight=config.loss.l1_weight,
         synthetic_weight=0.0 if method == "real_only" else config.loss.synthetic_weight,
         ema_decay=config.train.ema_decay,
-        gradient="finite_difference" if finite_difference else config.outer.gradient,
+        gradient=gradient,
         axis_name=parallel.AXIS_NAME,
     )
     return bundle, _optimizer(config.outer_optim, num_steps)
@@ -312,6 +348,62 @@ def create_draws(config, num_classes: int, batch_size: int):
         return jax.lax.map(lambda key: draw_one(data, key), keys)
 
     return parallel.compile_draw(draw), parallel.compile_draw(draw_outer)
+
+
+def create_estimator(config, method: genseg.Method, step: Callable | None = None) -> Callable:
+    """The estimator `config.outer.estimator`, compiled for all devices.
+
+    Args:
+      config: the configuration.
+      method: from `create_method`, for the method 'end2end'.
+      step: the compiled inner step, if there is one already (see `hypergradient.unrolled`).
+    """
+    outer = config.outer
+    loop = outer.loop
+    if loop == "auto":
+        loop = "host" if jax.default_backend() == "cpu" else "scan"
+    inner_step = functools.partial(
+        genseg.inner_step, method=method, through_generator=outer.through_generator_training
+    )
+    stationarity = genseg.stationarity(
+        method=method, through_generator=outer.through_generator_training
+    )
+    makers = {
+        "mixed_mode": functools.partial(hypergradient.unrolled, remat=outer.remat),
+        "unrolled": functools.partial(hypergradient.unrolled, remat=outer.remat),
+        "truncated": functools.partial(
+            hypergradient.truncated, horizon=outer.horizon, remat=outer.remat
+        ),
+        "one_step": hypergradient.one_step,
+        "finite_difference": hypergradient.one_step,
+        "identity": functools.partial(
+            implicit.identity, stationarity=stationarity, step_size=outer.step_size
+        ),
+        "neumann": functools.partial(
+            implicit.neumann,
+            stationarity=stationarity,
+            num_terms=outer.num_terms,
+            step_size=outer.step_size,
+        ),
+        "conjugate_gradient": functools.partial(
+            implicit.conjugate_gradient,
+            stationarity=stationarity,
+            num_terms=outer.num_terms,
+            damping=outer.damping,
+        ),
+        "sama": functools.partial(implicit.sama, stationarity=stationarity),
+        "evolution_strategies": functools.partial(
+            evolution.evolution_strategies, num_pairs=outer.num_pairs, sigma=outer.sigma
+        ),
+    }
+    return makers[outer.estimator](
+        inner_step,
+        functools.partial(genseg.outer_loss, method=method),
+        loop=loop,
+        axis_name=parallel.AXIS_NAME,
+        compile=parallel.compile_step,
+        step=step,
+    )
 
 
 def compile_segmenter(apply: Callable) -> Callable[[Any, np.ndarray], np.ndarray]:

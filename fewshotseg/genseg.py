@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fewshotseg import hypergradient, losses
+from fewshotseg import implicit, inner_gradient, losses
 from fewshotseg.state import GanState, InnerState, SegmenterState
 from fewshotseg.types import Batch, Params, PRNGKey, Theta
 
@@ -47,7 +47,7 @@ class Method:
       l1_weight: of the L1 loss of the generator.
       synthetic_weight: gamma; 0 leaves the synthetic images out altogether.
       ema_decay: of the average of the segmenter's weights.
-      gradient: one of `hypergradient.GRADIENTS`: how inner gradients are differentiated.
+      gradient: one of `inner_gradient.GRADIENTS`: how inner gradients are differentiated.
       axis_name: of the devices, None for one.
     """
 
@@ -64,7 +64,7 @@ class Method:
     l1_weight: float = 100.0
     synthetic_weight: float = 1.0
     ema_decay: float = 0.99
-    gradient: str = "mixed"
+    gradient: Callable = inner_gradient.mixed
     axis_name: str | None = None
 
 
@@ -76,13 +76,56 @@ def _per_example_keys(batch: Batch, purpose: int) -> jax.Array:
     return jax.vmap(lambda key: jax.random.fold_in(key, purpose))(batch["key"])
 
 
-def _player_update(method, loss, optimizer, params, opt, outer, data):
-    """One gradient step of one player; differentiable with respect to all its inputs."""
-    gradient = hypergradient.GRADIENTS[method.gradient](loss)
-    (_, metrics), grads = gradient(params, outer, data)
-    grads, metrics = _mean_over_devices((grads, metrics), method.axis_name)
+def _gradient(method, loss, params, outer, data):
+    """Gradient of one player's loss, and its metrics; differentiable once more."""
+    (_, metrics), grads = method.gradient(loss)(params, outer, data)
+    return _mean_over_devices((grads, metrics), method.axis_name)
+
+
+def _apply(optimizer, grads, params, opt):
     updates, opt = optimizer.update(grads, opt, params)
-    return optax.apply_updates(params, updates), opt, metrics
+    return optax.apply_updates(params, updates), opt
+
+
+def _real_pairs(batch, method):
+    masks = losses.one_hot_foreground(batch["mask"], method.num_classes)
+    return {"masks": masks, "real": batch["image"], "keys": _per_example_keys(batch, 0)}
+
+
+def discriminator_gradient(
+    discriminator: Params, generator: Params, theta: Theta, batch: Batch, *, method: Method
+) -> tuple[Params, dict]:
+    """Gradient of the discriminator's loss with respect to its weights; arguments as in `gan_step`."""
+    data = _real_pairs(batch, method)
+    drawn = method.generate(generator, theta["architecture"], data["masks"], data["keys"])
+
+    def loss(params, outer, data):
+        real = method.discriminate(params, data["masks"], data["real"])
+        fake = method.discriminate(params, data["masks"], outer["drawn"])
+        each = 0.5 * (
+            losses.adversarial_loss(real, True, method.adversarial)
+            + losses.adversarial_loss(fake, False, method.adversarial)
+        )
+        return each.mean(), {"discriminator/loss": each.mean()}
+
+    return _gradient(method, loss, discriminator, {"drawn": drawn}, data)
+
+
+def generator_gradient(
+    generator: Params, discriminator: Params, theta: Theta, batch: Batch, *, method: Method
+) -> tuple[Params, dict]:
+    """Gradient of the generator's loss with respect to its weights; arguments as in `gan_step`."""
+
+    def loss(params, outer, data):
+        drawn = method.generate(params, outer["architecture"], data["masks"], data["keys"])
+        logits = method.discriminate(outer["discriminator"], data["masks"], drawn)
+        fooled = losses.adversarial_loss(logits, True, method.adversarial).mean()
+        l1 = losses.l1_loss(drawn, data["real"]).mean()
+        loss = fooled + method.l1_weight * l1
+        return loss, {"generator/loss": loss, "generator/adversarial": fooled, "generator/l1": l1}
+
+    outer = {"architecture": theta["architecture"], "discriminator": discriminator}
+    return _gradient(method, loss, generator, outer, _real_pairs(batch, method))
 
 
 def gan_step(
@@ -101,45 +144,17 @@ def gan_step(
       The new state, and the losses.
     """
     del rng
-    masks = losses.one_hot_foreground(batch["mask"], method.num_classes)
-    data = {"masks": masks, "real": batch["image"], "keys": _per_example_keys(batch, 0)}
-    architecture = theta["architecture"]
-    drawn = method.generate(state.generator, architecture, masks, data["keys"])
-
-    def discriminator_loss(params, outer, data):
-        real = method.discriminate(params, data["masks"], data["real"])
-        fake = method.discriminate(params, data["masks"], outer["drawn"])
-        loss = 0.5 * (
-            losses.adversarial_loss(real, True, method.adversarial)
-            + losses.adversarial_loss(fake, False, method.adversarial)
-        )
-        return loss.mean(), {"discriminator/loss": loss.mean()}
-
-    def generator_loss(params, outer, data):
-        drawn = method.generate(params, outer["architecture"], data["masks"], data["keys"])
-        logits = method.discriminate(outer["discriminator"], data["masks"], drawn)
-        fooled = losses.adversarial_loss(logits, True, method.adversarial).mean()
-        l1 = losses.l1_loss(drawn, data["real"]).mean()
-        loss = fooled + method.l1_weight * l1
-        return loss, {"generator/loss": loss, "generator/adversarial": fooled, "generator/l1": l1}
-
-    discriminator, discriminator_opt, metrics_h = _player_update(
-        method,
-        discriminator_loss,
-        method.discriminator_optimizer,
-        state.discriminator,
-        state.discriminator_opt,
-        {"drawn": drawn},
-        data,
+    grads, metrics_h = discriminator_gradient(
+        state.discriminator, state.generator, theta, batch, method=method
     )
-    generator, generator_opt, metrics_g = _player_update(
-        method,
-        generator_loss,
-        method.generator_optimizer,
-        state.generator,
-        state.generator_opt,
-        {"architecture": architecture, "discriminator": discriminator},
-        data,
+    discriminator, discriminator_opt = _apply(
+        method.discriminator_optimizer, grads, state.discriminator, state.discriminator_opt
+    )
+    grads, metrics_g = generator_gradient(
+        state.generator, discriminator, theta, batch, method=method
+    )
+    generator, generator_opt = _apply(
+        method.generator_optimizer, grads, state.generator, state.generator_opt
     )
     state = GanState(generator, discriminator, generator_opt, discriminator_opt)
     return state, {**metrics_h, **metrics_g}
@@ -164,32 +179,14 @@ def synthetic_weight(theta: Theta, method: Method) -> jax.Array:
     return 2.0 * method.synthetic_weight * jax.nn.sigmoid(theta["synthetic_weight"])
 
 
-def segmenter_step(
-    state: SegmenterState,
-    generator: Params,
-    theta: Theta,
-    batch: Batch,
-    rng: PRNGKey,
-    *,
-    method: Method,
-) -> tuple[SegmenterState, dict]:
-    """One update of the segmenter on real and synthetic pairs (level 2).
+def segmenter_gradient(
+    segmenter: Params, generator: Params, theta: Theta, batch: Batch, *, method: Method
+) -> tuple[Params, dict]:
+    """Gradient of the segmenter's loss with respect to its weights; arguments as in `segmenter_step`.
 
     Real and synthetic images go through the network as one batch. With `synthetic_weight` 0 no image
     is drawn.
-
-    Args:
-      state: the segmenter.
-      generator: weights of the generator.
-      theta: outer variables.
-      batch: as for `gan_step`, and 'synthetic_mask' `[B, *spatial]`.
-      rng: unused; all randomness comes from `batch['key']`.
-      method: the static parts.
-
-    Returns:
-      The new state, and the losses.
     """
-    del rng
     with_synthetic = method.synthetic_weight > 0
     data = {
         "images": method.jitter(batch["image"], _per_example_keys(batch, 3)),
@@ -218,9 +215,34 @@ def segmenter_step(
             "segmenter/synthetic_loss": synthetic,
         }
 
-    params, opt, metrics = _player_update(
-        method, loss, method.segmenter_optimizer, state.params, state.opt, outer, data
-    )
+    return _gradient(method, loss, segmenter, outer, data)
+
+
+def segmenter_step(
+    state: SegmenterState,
+    generator: Params,
+    theta: Theta,
+    batch: Batch,
+    rng: PRNGKey,
+    *,
+    method: Method,
+) -> tuple[SegmenterState, dict]:
+    """One update of the segmenter on real and synthetic pairs (level 2).
+
+    Args:
+      state: the segmenter.
+      generator: weights of the generator.
+      theta: outer variables.
+      batch: as for `gan_step`, and 'synthetic_mask' `[B, *spatial]`.
+      rng: unused; all randomness comes from `batch['key']`.
+      method: the static parts.
+
+    Returns:
+      The new state, and the losses.
+    """
+    del rng
+    grads, metrics = segmenter_gradient(state.params, generator, theta, batch, method=method)
+    params, opt = _apply(method.segmenter_optimizer, grads, state.params, state.opt)
     ema = optax.incremental_update(params, state.ema, 1.0 - method.ema_decay)
     return SegmenterState(params, opt, ema), metrics
 
@@ -284,3 +306,54 @@ def outer_loss(
     cases = _mean_over_devices(batch["weight"].sum(), method.axis_name)
     loss = (each * batch["weight"]).sum() / cases
     return loss, {"outer/loss": loss}
+
+
+def stationarity(*, method: Method, through_generator: bool = True) -> implicit.Stationarity:
+    """The inner problem as an equation, for the estimators of `implicit`.
+
+    Args:
+      method: the static parts.
+      through_generator: all three players, every gradient taken at the same state, so that the path
+        through the generator's training counts. Otherwise the segmenter alone, with the generator as
+        it is: H is then symmetric.
+    """
+    optimizers = {
+        "segmenter": method.segmenter_optimizer,
+        "generator": method.generator_optimizer,
+        "discriminator": method.discriminator_optimizer,
+    }
+
+    def weights(state):
+        found = {"segmenter": state.segmenter.params}
+        if through_generator:
+            found["generator"] = state.gan.generator
+            found["discriminator"] = state.gan.discriminator
+        return found
+
+    def replace(state, w):
+        gan = state.gan
+        if through_generator:
+            gan = gan.replace(generator=w["generator"], discriminator=w["discriminator"])
+        return InnerState(gan, state.segmenter.replace(params=w["segmenter"]))
+
+    def gradient(state, theta, batch, rng):
+        del rng
+        gan, segmenter = state.gan, state.segmenter.params
+        found = {
+            "segmenter": segmenter_gradient(segmenter, gan.generator, theta, batch, method=method)
+        }
+        if through_generator:
+            g, h = gan.generator, gan.discriminator
+            found["generator"] = generator_gradient(g, h, theta, batch, method=method)
+            found["discriminator"] = discriminator_gradient(h, g, theta, batch, method=method)
+        return {player: grads for player, (grads, _) in found.items()}
+
+    def update(grads, state):
+        states = {"segmenter": state.segmenter.opt}
+        if through_generator:
+            states["generator"] = state.gan.generator_opt
+            states["discriminator"] = state.gan.discriminator_opt
+        w = weights(state)
+        return {p: optimizers[p].update(g, states[p], w[p])[0] for p, g in grads.items()}
+
+    return implicit.Stationarity(weights, replace, gradient, update)

@@ -5,41 +5,48 @@ Notation, used in every docstring here:
     A       theta, the outer variables
     S_k     inner state after k inner steps (weights and optimiser state of all inner players)
     Phi     one inner step: S_{k+1} = Phi(S_k, A; batch_k)
-    g       inner gradient: g(S, A) = grad_S L(S, A), which Phi hands to an optimiser
-    V       outer loss, V(S_K, A), on the validation images
+    V       outer loss, V(S_K, A), on the validation images;  v = grad_w V
+    w       the weights within S;  P of them
+    g       inner gradient, g(w, A): of every player's own loss with respect to its own weights
+    H, M    its derivatives: H = dg/dw [P, P],  M = dg/dA [P, |A|]
+    t       time of one inner gradient
 
-The hypergradient of K inner steps is the total derivative
+Two families of estimators. The first differentiates the K steps that were taken:
 
     dV/dA = grad_A V + sum_k (dPhi_k/dA)^T s_{k+1},    s_K = grad_S V,   s_k = (dPhi_k/dS)^T s_{k+1}.
 
-Pulling a cotangent back through Phi needs products of `s` with the second derivatives of L. There
-are three ways to get them, and they differ only in how the inner gradient is differentiated; the
-rest of the step (optimiser, averaging over devices, generator) is plain reverse mode:
+The second assumes that training has converged, g(w, A) = 0, where the implicit function theorem gives
+dw/dA = -H^{-1} M without looking at the steps at all:
 
-    reverse             reverse over reverse: what JAX does if nothing is said
-    mixed               forward over reverse: one directional derivative of the gradient
-    finite_difference   two gradients, first order only (DARTS)
+    dV/dA = grad_A V - M^T q,     q ~ H^{-T} v.
 
-`GRADIENTS` maps these names to functions that make a differentiable gradient out of a loss; an inner
-step is built with one of them (`gradient=`) and any estimator then differentiates it accordingly.
-The module imports nothing but JAX and can be lifted into another project.
-
-A minimal use, two inner steps of gradient descent:
-
-    loss = lambda S, A, batch: (0.5 * jnp.sum((S - A * batch) ** 2), {})
-    gradient = mixed(loss)
-
-    def inner_step(S, A, batch, rng):
-        (value, _), g = gradient(S, A, batch)
-        return S - 0.1 * g, {"loss": value}
-
-    def outer_loss(S, A, batch):
-        return 0.5 * jnp.sum((S - batch) ** 2), {}
+All of them answer the same call, and all take the K inner steps, so that training goes on from there:
 
     estimate = unrolled(inner_step, outer_loss)
-    result = estimate(A, S, batches, validation, rngs)     # batches, rngs: leading axis K
-    A = A - 0.01 * result.grad
-    S = result.inner_state
+    result = estimate(theta, inner_state, inner_batches, outer_batch, rngs)   # leading axis K
+    theta = theta - rate * result.grad
+    inner_state = result.inner_state
+
+Worked through on the smallest example: L = h/2 (w - A)^2, V = 1/2 (w - t)^2, gradient descent at rate
+eta. Then g = h (w - A), H = h, M = -h, w_K - A = (1 - eta h)^K (w_0 - A), and with D = w_K - t
+
+    training to convergence     D
+    unrolled                    (1 - (1 - eta h)^K) D        K steps back
+    truncated, horizon k        (1 - (1 - eta h)^k) D        the last k of them
+    one_step                    eta h D                      the last one
+    identity                    alpha h D                    H^{-1} ~ alpha
+    neumann, n terms            (1 - (1 - alpha h)^{n+1}) D  a series for H^{-1}
+    conjugate_gradient          h / (h + damping) D          H^{-1}, but for the damping
+    sama                        eta h D                      H^{-1} ~ what the optimiser does to g
+    evolution_strategies        as unrolled, on average      no derivative at all
+
+How the gradient g is differentiated (reverse over reverse, forward over reverse, finite differences)
+is no matter of the estimator but of the inner step: see `inner_gradient`. Cost, bias and source of
+each are in its docstring; the numbers there take `inner_gradient.mixed` for granted, with which a
+product with H and M together costs about 2.5 t.
+
+This file has the contract and the first family; `implicit` has the second, `evolution` the one without
+derivatives. The four import nothing but JAX and each other, and can be lifted into another project.
 """
 
 from collections.abc import Callable
@@ -56,7 +63,7 @@ class Hypergradient(NamedTuple):
       loss: outer loss after the K inner steps, a scalar.
       grad: estimate of dV/dA, the structure of theta.
       inner_state: S_K; training goes on from here, so the K steps are not lost.
-      metrics: of the last inner step and of the outer loss.
+      metrics: of the last inner step, of the outer loss, and of the estimator.
     """
 
     loss: jax.Array
@@ -65,128 +72,38 @@ class Hypergradient(NamedTuple):
     metrics: dict
 
 
-# --- Differentiable inner gradients ----------------------------------------------------------------
+def compile_nothing(function: Callable, batched_args: tuple = ()) -> Callable:
+    """The default of `compile=`."""
+    del batched_args
+    return function
 
 
-def reverse(loss: Callable) -> Callable:
-    """`jax.value_and_grad`: its derivative is reverse mode over reverse mode.
-
-    Args:
-      loss: `(params, outer, data) -> (scalar, aux)`; `outer` holds everything that depends on theta
-        (theta itself, synthetic images, other players' weights), `data` everything that does not.
-
-    Returns:
-      `(params, outer, data) -> ((scalar, aux), gradient with respect to params)`.
-    """
-    return jax.value_and_grad(loss, has_aux=True)
-
-
-def mixed(loss: Callable) -> Callable:
-    r"""Like `reverse`, with the same derivatives computed forward over reverse.
-
-    Let G(p, o) = (grad_p L, grad_o L). For a cotangent `w` of the gradient g = grad_p L,
-
-        (dg/dp)^T w = (d^2 L/dp^2) w       and      (dg/do)^T w = (d^2 L/do dp) w
-
-    because second derivatives are symmetric, and both are the two halves of one directional
-    derivative: d/de G(p + e w, o) at e = 0, a single `jax.jvp` of the gradient. It costs about 2.5
-    gradients, keeps the activations of one of them, and none of the inner graph (MixFlow-MG, Kemaev
-    et al., ICML 2025). On CPUs, reverse over reverse would also leave XLA's fast convolutions.
-
-    Args:
-      loss: see `reverse`; `params` and `outer` must hold floating point arrays only.
-
-    Returns:
-      See `reverse`. `aux` is not differentiated, and nothing flows back into `data`.
-    """
-
-    def pull(params, outer, data, w):
-        def both(p):
-            return jax.grad(lambda p, o: loss(p, o, data)[0], argnums=(0, 1))(p, outer)
-
-        return jax.jvp(both, (params,), (w,))[1]
-
-    return _with_pullback(loss, pull)
-
-
-def finite_difference(loss: Callable, radius: float = 1e-2) -> Callable:
-    r"""Like `mixed`, with the directional derivative replaced by a central difference.
-
-        d/de G(p + e w, o) ~ [G(p + h w, o) - G(p - h w, o)] / 2h,      h = radius / ||w||
-
-    Two first-order gradients and no second derivative at all. With one inner step of gradient
-    descent at rate eta, w = -eta grad_S V and this is the estimator of DARTS (Liu et al., 2019, eq.
-    8), whose error falls with radius^2 until rounding takes over; in float32 a radius of 1e-2 is a
-    good compromise. It also works for any other optimiser, since only the gradient is replaced.
-
-    Args:
-      loss: see `mixed`. Both evaluations see the same `data`, hence the same random numbers.
-      radius: norm of the displacement of the parameters.
-
-    Returns:
-      See `mixed`.
-    """
-
-    def pull(params, outer, data, w):
-        squares = sum(jnp.vdot(x, x) for x in jax.tree.leaves(w))
-        norm = jnp.sqrt(squares)
-        h = jnp.where(norm > 0, radius / jnp.where(norm > 0, norm, 1.0), 1.0)
-
-        def displaced(sign):
-            p = jax.tree.map(lambda x, d: x + (sign * h * d).astype(x.dtype), params, w)
-            return jax.grad(lambda p, o: loss(p, o, data)[0], argnums=(0, 1))(p, outer)
-
-        difference = jax.tree.map(lambda a, b: (a - b) / (2 * h), displaced(1.0), displaced(-1.0))
-        return jax.tree.map(lambda d, x: d.astype(x.dtype), difference, (params, outer))
-
-    return _with_pullback(loss, pull)
-
-
-def _with_pullback(loss, pull):
-    """Value and gradient of `loss` whose gradient is differentiated by `pull(p, o, data, w)`."""
-
-    @jax.custom_vjp
-    def value_and_grad(params, outer, data):
-        return jax.value_and_grad(loss, has_aux=True)(params, outer, data)
-
-    def forward(params, outer, data):
-        return value_and_grad(params, outer, data), (params, outer, data)
-
-    def backward(residuals, cotangents):
-        params, outer, data = residuals
-        (value_bar, _), w = cotangents
-        first = jax.grad(lambda p, o: value_bar * loss(p, o, data)[0], argnums=(0, 1))
-        second = pull(params, outer, data, w)
-        total = jax.tree.map(jnp.add, first(params, outer), second)
-        return *total, None
-
-    value_and_grad.defvjp(forward, backward)
-    return value_and_grad
-
-
-GRADIENTS = {"mixed": mixed, "reverse": reverse, "finite_difference": finite_difference}
-
-
-# --- Estimators --------------------------------------------------------------------------------------
+def mean_over_devices(tree: Any, axis_name: str | None) -> Any:
+    """Mean over `axis_name`; what comes in if there is none."""
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
 
 def unrolled(
     inner_step: Callable,
     outer_loss: Callable,
     *,
+    horizon: int | None = None,
+    remat: str = "step",
     loop: str = "scan",
-    checkpoint: bool = True,
     axis_name: str | None = None,
-    compile: Callable = lambda function, batched_args=(): function,
+    compile: Callable = compile_nothing,
     step: Callable | None = None,
 ) -> Callable:
     r"""Exact hypergradient through K inner steps (backpropagation through training).
 
     Exact for the K-step problem: its only bias against the hypergradient of training to convergence
     is the truncation of the horizon, which decays like (1 - eta mu)^K for a mu-strongly convex
-    inner loss and step size eta, and makes K = 1 short-sighted (Wu et al., 2018).
-    Time: K steps and K pull-backs, about 3.5 inner gradients each with `mixed`. Memory: K inner states
-    plus the activations of one step (with `checkpoint`).
+    inner loss and step size eta, and makes K = 1 short-sighted (Wu et al., ICLR 2018). With the
+    gradient `inner_gradient.mixed` this is MixFlow-MG (Kemaev et al., ICML 2025): the same numbers,
+    several times less time and memory than reverse over reverse. Use it unless K states do not fit.
+
+    Time: K (t + 2.5 t); another t per step for remat='sqrt'. Memory: K inner states plus the
+    activations of one step ('step'), about 2 sqrt(K) states ('sqrt'), all activations ('none').
 
     Several devices: every device holds a shard of each batch; `inner_step` averages its gradients
     over `axis_name`; the outer loss stays local and its gradient is averaged here, at the end. The
@@ -195,10 +112,13 @@ def unrolled(
     Args:
       inner_step: `(inner_state, theta, batch, rng) -> (inner_state, metrics)`.
       outer_loss: `(inner_state, theta, outer_batch) -> (loss, metrics)`, a mean over its batch.
+      horizon: differentiate only the last so many steps; None: all. See `truncated`.
+      remat: 'none': keep the activations of all steps ('scan' only; with loop='host' the same as
+        'step'). 'step': keep the K states and recompute a step when it is pulled back. 'sqrt': keep
+        every sqrt(K)-th state and recompute the rest.
       loop: 'scan': one compiled loop, for accelerators. 'host': a Python loop over a compiled step
         and a compiled pull-back; XLA's CPU backend is about 20 times slower on convolution gradients
         inside a compiled loop, and compile time does not depend on K.
-      checkpoint: recompute the activations of a step in its pull-back ('host' always does).
       axis_name: of the devices, None for one.
       compile: turns a function of arrays into a compiled one, e.g. `jax.jit`; `batched_args` says
         which arguments are sharded over devices. The default compiles nothing (for use inside `jit`
@@ -210,39 +130,54 @@ def unrolled(
       K on the leaves of `inner_batches` and on `rngs`.
 
     Raises:
-      ValueError: `loop` is neither 'scan' nor 'host'.
+      ValueError: an unknown `loop` or `remat`, or a horizon below 1.
     """
+    check_loop(loop)
+    if remat not in ("none", "step", "sqrt"):
+        raise ValueError(f"remat is 'none', 'step' or 'sqrt', not {remat!r}")
+    if horizon is not None and horizon < 1:
+        raise ValueError(f"horizon is {horizon}: differentiate at least one step")
     if loop == "scan":
-        scanned = _unrolled_scan(inner_step, outer_loss, checkpoint, axis_name)
+        scanned = _unrolled_scan(inner_step, outer_loss, horizon, remat, axis_name)
         return compile(scanned, batched_args=(2, 3))
-    if loop == "host":
-        step = step or compile(indexed(inner_step), batched_args=(2,))
-        return _unrolled_host(inner_step, outer_loss, axis_name, compile, step)
-    raise ValueError(f"loop is 'scan' or 'host', not {loop!r}")
+    step = step or compile(indexed(inner_step), batched_args=(2,))
+    return _unrolled_host(inner_step, outer_loss, horizon, remat, axis_name, compile, step)
 
 
-def _mean_over_devices(tree, axis_name):
-    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+def truncated(inner_step: Callable, outer_loss: Callable, *, horizon: int, **options) -> Callable:
+    r"""Backpropagation through the last `horizon` = k of K steps (Shaban et al., AISTATS 2019).
+
+        dV/dA ~ grad_A V + sum_{j > K-k} (dPhi_j/dA)^T s_{j+1}
+
+    The earlier steps are taken, not differentiated. Bias: what those k steps do not see; it decays
+    like (1 - eta mu)^k and points, where the inner loss is convex around S_K, less than 90 degrees
+    away from the exact one. Time: K t + 2.5 k t. Memory: k states. Use it when K states do not fit.
+
+    Args and Returns: see `unrolled`.
+    """
+    return unrolled(inner_step, outer_loss, horizon=horizon, **options)
 
 
-def _unrolled_scan(inner_step, outer_loss, checkpoint, axis_name):
-    def estimate(theta, inner_state, inner_batches, outer_batch, rngs):
-        def objective(theta):
-            def body(state, inputs):
-                return inner_step(state, theta, *inputs)
+def one_step(inner_step: Callable, outer_loss: Callable, **options) -> Callable:
+    r"""Only the last step is differentiated: second-order DARTS (Liu et al., ICLR 2019, eq. 7).
 
-            # prevent_cse is only needed outside of a scan.
-            step = jax.checkpoint(body, prevent_cse=False) if checkpoint else body
-            final, inner_metrics = jax.lax.scan(step, inner_state, (inner_batches, rngs))
-            loss, outer_metrics = outer_loss(final, theta, outer_batch)
-            last = jax.tree.map(lambda x: x[-1], inner_metrics)
-            return loss, (final, {**last, **outer_metrics})
+        dV/dA ~ grad_A V + (dPhi/dA)^T grad_S V        = grad_A V - eta M^T v   for gradient descent
 
-        (loss, (final, metrics)), grad = jax.value_and_grad(objective, has_aux=True)(theta)
-        loss, grad, metrics = _mean_over_devices((loss, grad, metrics), axis_name)
-        return Hypergradient(loss, grad, final, metrics)
+    v is taken after the step and M before it. Time: K t + 2.5 t, no tape. Bias: as `truncated` with
+    horizon 1, that is, large: it sees what the synthetic images do to the segmenter in one step. With
+    the gradient `inner_gradient.finite_difference` it is DARTS as published (eq. 8): two first-order
+    gradients instead of the product with M, and an error of order radius^2 on top; no longer
+    cheaper than the exact one, but for code that cannot be differentiated twice.
 
-    return estimate
+    Args and Returns: see `unrolled`.
+    """
+    return unrolled(inner_step, outer_loss, horizon=1, **options)
+
+
+def check_loop(loop: str) -> None:
+    """Raises ValueError unless `loop` is 'scan' or 'host'."""
+    if loop not in ("scan", "host"):
+        raise ValueError(f"loop is 'scan' or 'host', not {loop!r}")
 
 
 def indexed(inner_step: Callable) -> Callable:
@@ -258,42 +193,123 @@ def _at(k, batches, rngs):
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, k, 0, False), (batches, rngs))
 
 
-def _unrolled_host(inner_step, outer_loss, axis_name, compile, step):
+def _segment_length(num_steps):
+    """The largest divisor of `num_steps` that is not above its square root."""
+    return max(n for n in range(1, num_steps + 1) if num_steps % n == 0 and n * n <= num_steps)
+
+
+def steps(inner_step: Callable, loop: str, compile: Callable, step: Callable | None) -> Callable:
+    """`(state, theta, batches, rngs) -> (S_K, metrics of the last step)`, not to be differentiated."""
+    if loop == "scan":
+        return lambda state, theta, *inputs: _scan_steps(inner_step, state, theta, inputs, "none")
+    step = step or compile(indexed(inner_step), batched_args=(2,))
+
+    def run(state, theta, batches, rngs):
+        metrics = {}
+        for k in range(rngs.shape[0]):
+            state, metrics = step(state, theta, batches, rngs, k)
+        return state, metrics
+
+    return run
+
+
+def _scan_steps(inner_step, state, theta, inputs, remat):
+    """All steps of `inputs`, and the metrics of the last."""
+
+    def body(state, inputs):
+        return inner_step(state, theta, *inputs)
+
+    def last(carry):
+        return carry[0], jax.tree.map(lambda x: x[-1], carry[1])
+
+    if remat == "none":
+        return last(jax.lax.scan(body, state, inputs))
+    # prevent_cse is only needed outside of a scan.
+    body = jax.checkpoint(body, prevent_cse=False)
+    num_steps = inputs[1].shape[0]
+    length = _segment_length(num_steps) if remat == "sqrt" else 1
+    if length == 1:
+        return last(jax.lax.scan(body, state, inputs))
+
+    def segment(state, inputs):
+        return last(jax.lax.scan(body, state, inputs))
+
+    segments = jax.tree.map(lambda x: x.reshape(-1, length, *x.shape[1:]), inputs)
+    return last(jax.lax.scan(jax.checkpoint(segment, prevent_cse=False), state, segments))
+
+
+def _unrolled_scan(inner_step, outer_loss, horizon, remat, axis_name):
+    def estimate(theta, inner_state, inner_batches, outer_batch, rngs):
+        num_steps = rngs.shape[0]
+        begin = 0 if horizon is None else max(0, num_steps - horizon)
+        parts = [
+            jax.tree.map(lambda x, s=s: x[s], (inner_batches, rngs))
+            for s in (slice(0, begin), slice(begin, None))
+        ]
+        if begin:
+            inner_state, _ = _scan_steps(inner_step, inner_state, theta, parts[0], "none")
+
+        def objective(theta):
+            final, metrics = _scan_steps(inner_step, inner_state, theta, parts[1], remat)
+            loss, outer_metrics = outer_loss(final, theta, outer_batch)
+            return loss, (final, {**metrics, **outer_metrics})
+
+        (loss, (final, metrics)), grad = jax.value_and_grad(objective, has_aux=True)(theta)
+        loss, grad, metrics = mean_over_devices((loss, grad, metrics), axis_name)
+        return Hypergradient(loss, grad, final, metrics)
+
+    return estimate
+
+
+def _unrolled_host(inner_step, outer_loss, horizon, remat, axis_name, compile, step):
     def outer(state, theta, batch):
         floats, rebuild = _split_floats(state)
         (loss, metrics), bars = jax.value_and_grad(
             lambda s, a: outer_loss(rebuild(s), a, batch), argnums=(0, 1), has_aux=True
         )(floats, theta)
-        return _mean_over_devices((loss, metrics, *bars), axis_name)
+        return mean_over_devices((loss, metrics, *bars), axis_name)
 
     # Cotangents are averaged at every boundary, not only at the end: they stay equal on all
     # devices, and the mean of what they are pulled back to is the same, since a pull-back is linear.
-    def pull(state, theta, batches, rngs, k, state_bar, theta_bar):
+    def pull_back(state, theta, batches, rngs, k, state_bar, theta_bar):
         floats, rebuild = _split_floats(state)
         batch, rng = _at(k, batches, rngs)
 
         def advance(s, a):
             return _split_floats(inner_step(rebuild(s), a, batch, rng)[0])[0]
 
-        _, pull_back = jax.vjp(advance, floats, theta)
-        state_bar, contribution = _mean_over_devices(pull_back(state_bar), axis_name)
+        _, transpose = jax.vjp(advance, floats, theta)
+        state_bar, contribution = mean_over_devices(transpose(state_bar), axis_name)
         return state_bar, jax.tree.map(jnp.add, theta_bar, contribution)
 
+    # Nobody asks for the derivative with respect to the state before the first step; without it, XLA
+    # leaves out the second derivatives of all weights, a third of the work.
+    first_pull = compile(lambda *args: pull_back(*args)[1], batched_args=(2,))
     outer = compile(outer, batched_args=(2,))
-    pull = compile(pull, batched_args=(2,))
+    pull = compile(pull_back, batched_args=(2,))
 
     def estimate(theta, inner_state, inner_batches, outer_batch, rngs):
-        states, metrics = [inner_state], {}
         num_steps = rngs.shape[0]
+        begin = 0 if horizon is None else max(0, num_steps - horizon)
+        length = _segment_length(num_steps - begin) if remat == "sqrt" else 1
+        state, metrics, kept = inner_state, {}, {}
         for k in range(num_steps):
-            state, metrics = step(states[-1], theta, inner_batches, rngs, k)
-            states.append(state)
-        final = states.pop()
+            if k >= begin and (k - begin) % length == 0:
+                kept[k] = state
+            state, metrics = step(state, theta, inner_batches, rngs, k)
+        final = state
         loss, outer_metrics, state_bar, theta_bar = outer(final, theta, outer_batch)
-        for k in reversed(range(num_steps)):
-            state_bar, theta_bar = pull(
-                states.pop(), theta, inner_batches, rngs, k, state_bar, theta_bar
-            )
+        for start in reversed(kept):
+            states = [kept[start]]
+            for k in range(start, start + length - 1):
+                states.append(step(states[-1], theta, inner_batches, rngs, k)[0])
+            for k in reversed(range(start, start + length)):
+                args = (states.pop(), theta, inner_batches, rngs, k, state_bar, theta_bar)
+                if k == begin:
+                    theta_bar = first_pull(*args)
+                else:
+                    state_bar, theta_bar = pull(*args)
+            kept[start] = None
         return Hypergradient(loss, theta_bar, final, {**metrics, **outer_metrics})
 
     return estimate

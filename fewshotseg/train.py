@@ -151,25 +151,8 @@ class Training(Stage):
         )
         self.arrays = jax.tree.map(jnp.asarray, dict(data.train))
         self.validation_arrays = jax.tree.map(jnp.asarray, dict(data.validation))
-        inner_step = functools.partial(
-            genseg.inner_step,
-            method=self.method,
-            train_generator=method in ("joint", "end2end"),
-            through_generator=config.outer.through_generator_training,
-        )
         self.step = _compile_inner_step(self.method, method in ("joint", "end2end"))
-        loop = config.outer.loop
-        if loop == "auto":
-            loop = "host" if jax.default_backend() == "cpu" else "scan"
-        self.estimate = hypergradient.unrolled(
-            inner_step,
-            functools.partial(genseg.outer_loss, method=self.method),
-            loop=loop,
-            checkpoint=config.outer.checkpoint,
-            axis_name=parallel.AXIS_NAME,
-            compile=parallel.compile_step,
-            step=self.step,
-        )
+        self.estimate = experiment.create_estimator(config, self.method, self.step)
         self.predict = experiment.compile_segmenter(self.method.segment)
 
     def initial_state(self):

@@ -9,6 +9,7 @@ import optax
 import pytest
 import tiny
 
+from fewshotseg import evolution, implicit, inner_gradient
 from fewshotseg import hypergradient as hg
 
 OPTIMIZERS = {
@@ -43,7 +44,7 @@ def _outer_loss(state, theta, batch):
     return (error**2).mean() + direct, {"outer/error": (error**2).mean()}
 
 
-def _make_step(gradient=hg.mixed, optimizer="adam", axis_name=None):
+def _make_step(gradient=inner_gradient.mixed, optimizer="adam", axis_name=None):
     """Phi of the problem; its state also holds an integer and a key."""
 
     def inner_step(state, theta, batch, rng):
@@ -98,10 +99,10 @@ def _train(optimizer, theta, state, batches, outer_batch, keys):
 
 
 @functools.cache
-def _estimate(loop="scan", gradient="mixed", optimizer="adam", checkpoint=True):
+def _estimate(loop="scan", gradient="mixed", optimizer="adam", remat="step"):
     """The problem, after its estimate was taken, and the estimate."""
-    step = _make_step(hg.GRADIENTS[gradient], optimizer)
-    estimate = hg.unrolled(step, _outer_loss, loop=loop, checkpoint=checkpoint, compile=tiny.jit)
+    step = _make_step(inner_gradient.GRADIENTS[gradient], optimizer)
+    estimate = hg.unrolled(step, _outer_loss, loop=loop, remat=remat, compile=tiny.jit)
     problem = _make_problem(optimizer)
     return problem, estimate(*problem)
 
@@ -121,8 +122,8 @@ def test_unrolled_is_the_derivative_of_training(optimizer):
         {"gradient": "reverse"},
         {"loop": "host"},
         {"loop": "host", "gradient": "reverse"},
-        {"checkpoint": False},
-        {"checkpoint": False, "optimizer": "momentum"},
+        {"remat": "none"},
+        {"remat": "none", "optimizer": "momentum"},
         {"loop": "host", "optimizer": "momentum"},
     ],
     ids=str,
@@ -157,6 +158,152 @@ def test_training_goes_on_from_the_steps_of_the_estimator(loop):
     assert result.metrics.keys() == {"inner/loss", "inner/size", "outer/error"}
     for name, value in metrics.items():
         assert result.metrics[name] == pytest.approx(float(value), rel=1e-12)
+
+
+# --- What every estimator has in common --------------------------------------------------------
+
+
+def _stationarity(optimizer="adam", gradient=inner_gradient.mixed, axis_name=None):
+    def gradient_at(state, theta, batch, rng):
+        noise = 0.1 * jax.random.normal(rng, batch["x"].shape[-1:])
+        data = {"x": batch["x"] + noise, "y": batch["y"], "id": batch["id"]}
+        grads = gradient(_inner_loss)(state["params"], theta, data)[1]
+        return grads if axis_name is None else jax.lax.pmean(grads, axis_name)
+
+    def update(grads, state):
+        return OPTIMIZERS[optimizer].update(grads, state["opt"], state["params"])[0]
+
+    return implicit.Stationarity(
+        lambda state: state["params"],
+        lambda state, w: {**state, "params": w},
+        gradient_at,
+        update,
+    )
+
+
+EVERY = {
+    "unrolled": (hg.unrolled, {}),
+    "truncated": (hg.truncated, {"horizon": 2}),
+    "one_step": (hg.one_step, {}),
+    "identity": (implicit.identity, {"step_size": 0.3}),
+    "neumann": (implicit.neumann, {"num_terms": 3, "step_size": 0.3}),
+    "conjugate_gradient": (implicit.conjugate_gradient, {"num_terms": 3, "damping": 2.0}),
+    "sama": (implicit.sama, {}),
+    "evolution_strategies": (evolution.evolution_strategies, {"num_pairs": 2, "sigma": 0.1}),
+}
+
+
+def _every(name, axis_name=None, compile=tiny.jit, loop="scan", step=None):
+    make, options = EVERY[name]
+    if make.__module__.endswith("implicit"):
+        options = {**options, "stationarity": _stationarity(axis_name=axis_name)}
+    step = step or _make_step(axis_name=axis_name)
+    return make(step, _outer_loss, loop=loop, compile=compile, axis_name=axis_name, **options)
+
+
+@functools.cache
+def _result(name, loop="scan"):
+    return _every(name, loop=loop)(*_make_problem())
+
+
+@pytest.mark.parametrize("loop", ["scan", "host"])
+@pytest.mark.parametrize("name", EVERY)
+def test_every_estimator_trains_on_and_moves_nothing_else(name, loop):
+    problem = _make_problem()
+    before = jax.tree.map(np.asarray, (problem[0], problem[1]["params"], problem[1]["opt"]))
+    result = _result(name, loop)
+    loss, state, metrics = _train("adam", *problem)
+    assert tiny.distance(result.inner_state["params"], state["params"]) < 1e-13
+    assert result.inner_state["steps"] == 3
+    assert result.loss == pytest.approx(float(loss), rel=1e-12)
+    assert result.metrics.keys() >= {"inner/loss", "inner/size", "outer/error"}
+    assert result.metrics["inner/loss"] == pytest.approx(float(metrics["inner/loss"]), rel=1e-12)
+    for x, y in zip(
+        jax.tree.leaves(before),
+        jax.tree.leaves((problem[0], problem[1]["params"], problem[1]["opt"])),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(x, y)
+    assert tiny.norm(result.grad) > 1e-3
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_compiled_loop_equals_host_loop(name):
+    scan, host = _result(name), _result(name, "host")
+    assert tiny.distance(host.grad, scan.grad) < 1e-10
+    assert host.metrics.keys() == scan.metrics.keys()
+    for key, value in scan.metrics.items():
+        assert host.metrics[key] == pytest.approx(float(value), rel=1e-8, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_compiled_equals_eager(name):
+    eager = _every(name, compile=hg.compile_nothing)(*_make_problem())
+    assert tiny.distance(eager.grad, _result(name).grad) < 1e-10
+
+
+def test_estimators_differ_where_they_should():
+    names = sorted(EVERY)
+    for i, name in enumerate(names):
+        for other in names[:i]:
+            assert tiny.distance(_result(name).grad, _result(other).grad) > 1e-3, (name, other)
+
+
+@pytest.mark.parametrize("name", ["truncated", "conjugate_gradient", "sama"])
+def test_unknown_loop_is_refused_by_every_estimator(name):
+    with pytest.raises(ValueError, match="'scan' or 'host', not 'while'"):
+        _every(name, loop="while")
+
+
+# --- Unrolling: how far, and what is kept --------------------------------------------------------
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 3, 9])
+def test_truncated_is_the_derivative_of_the_last_steps(horizon):
+    """Central differences of a training in which only the last steps see the other theta."""
+    theta, state, batches, outer_batch, keys = _make_problem()
+    estimate = hg.truncated(_make_step(), _outer_loss, horizon=horizon, compile=tiny.jit)
+    result = estimate(theta, state, batches, outer_batch, keys)
+    for k in range(3 - min(horizon, 3)):
+        batch = jax.tree.map(lambda x, k=k: x[k], batches)
+        state, _ = _plain_step()(state, theta, batch, keys[k])
+    rest = jax.tree.map(lambda x: x[-horizon:], batches), outer_batch, keys[-horizon:]
+    direction = tiny.random_direction(theta, 5)
+    expected = tiny.derivative(lambda a: _train("adam", a, state, *rest)[0], theta, direction)
+    assert tiny.dot(result.grad, direction) == pytest.approx(expected, rel=1e-7)
+
+
+@pytest.mark.parametrize("loop", ["scan", "host"])
+@pytest.mark.parametrize(("num_steps", "horizon"), [(6, None), (4, None), (5, None), (6, 4)])
+def test_square_root_of_the_states_is_enough(num_steps, horizon, loop):
+    problem = _make_problem("momentum", num_steps)
+    step = _make_step(optimizer="momentum")
+    options = dict(horizon=horizon, loop=loop, compile=tiny.jit)
+    reference = hg.unrolled(step, _outer_loss, **options)(*problem)
+    result = hg.unrolled(step, _outer_loss, remat="sqrt", **options)(*problem)
+    assert tiny.distance(result.grad, reference.grad) < 1e-12
+    assert tiny.distance(result.inner_state["params"], reference.inner_state["params"]) < 1e-12
+    for key, value in reference.metrics.items():
+        assert result.metrics[key] == pytest.approx(float(value), rel=1e-10)
+
+
+def test_square_root_keeps_fewer_states():
+    """16 steps in 4 segments: 4 states at their starts, and 4 while one of them is pulled back."""
+    assert [hg._segment_length(n) for n in (1, 2, 4, 6, 7, 16, 32)] == [1, 1, 2, 2, 1, 4, 4]
+    problem = _make_problem(num_steps=16)
+    temporary = {}
+    for remat in ("none", "step", "sqrt"):
+        estimate = hg.unrolled(_make_step(), _outer_loss, remat=remat, compile=tiny.jit)
+        analysis = estimate.lower(*problem).compile().memory_analysis()
+        temporary[remat] = analysis.temp_size_in_bytes
+    assert temporary["sqrt"] < temporary["step"] < temporary["none"]
+
+
+def test_unsound_options_are_refused():
+    with pytest.raises(ValueError, match="'none', 'step' or 'sqrt', not 'all'"):
+        hg.unrolled(_make_step(), _outer_loss, remat="all")
+    with pytest.raises(ValueError, match="horizon is 0"):
+        hg.truncated(_make_step(), _outer_loss, horizon=0)
 
 
 def test_host_loop_uses_the_step_it_is_given():
@@ -227,7 +374,7 @@ class _Quadratic:
         self.shifts = numbers.standard_normal((num_steps, size))
         self.rate, self.direct, self.num_steps = rate, 0.7, num_steps
 
-    def estimate(self, gradient=hg.mixed, loop="scan"):
+    def estimate(self, gradient=inner_gradient.mixed, loop="scan"):
         def loss(s, a, shift):
             rest = s - self.coupling @ a - shift
             return 0.5 * rest @ self.hessian @ rest, {}
@@ -257,7 +404,9 @@ class _Quadratic:
 
 
 @pytest.mark.parametrize("loop", ["scan", "host"])
-@pytest.mark.parametrize("gradient", hg.GRADIENTS.values(), ids=hg.GRADIENTS)
+@pytest.mark.parametrize(
+    "gradient", inner_gradient.GRADIENTS.values(), ids=inner_gradient.GRADIENTS
+)
 def test_quadratic_problem_against_its_closed_form(gradient, loop):
     problem = _Quadratic((0.3, 1.0, 4.0), num_steps=5)
     result = problem.estimate(gradient, loop)
@@ -284,7 +433,7 @@ def test_bias_of_a_short_horizon_decays_as_stated():
 
 def test_example_of_the_module_docstring():
     loss = lambda S, A, batch: (0.5 * jnp.sum((S - A * batch) ** 2), {})  # noqa: E731
-    gradient = hg.mixed(loss)
+    gradient = inner_gradient.mixed(loss)
 
     def inner_step(S, A, batch, rng):
         (value, _), g = gradient(S, A, batch)
@@ -306,11 +455,11 @@ def test_example_of_the_module_docstring():
 # --- The ways of differentiating an inner gradient -----------------------------------------------
 
 
-@pytest.mark.parametrize("name", hg.GRADIENTS)
+@pytest.mark.parametrize("name", inner_gradient.GRADIENTS)
 def test_differentiable_gradient_is_the_gradient(name):
     theta, state, batches, _, _ = _make_problem()
     data = jax.tree.map(lambda x: x[0], batches)
-    (value, aux), grads = hg.GRADIENTS[name](_inner_loss)(state["params"], theta, data)
+    (value, aux), grads = inner_gradient.GRADIENTS[name](_inner_loss)(state["params"], theta, data)
     expected = jax.grad(lambda p: _inner_loss(p, theta, data)[0])(state["params"])
     assert tiny.distance(grads, expected) < 1e-14
     assert value == _inner_loss(state["params"], theta, data)[0]
@@ -327,11 +476,11 @@ def test_pullback_of_value_and_gradient_together(name):
         (value, _), grads = gradient(_inner_loss)(params, outer, data)
         return 3.0 * value + sum(jax.tree.leaves(jax.tree.map(jnp.vdot, grads, w)))
 
-    small_radius = functools.partial(hg.finite_difference, radius=1e-4)
-    gradient = hg.mixed if name == "mixed" else small_radius
+    small_radius = functools.partial(inner_gradient.finite_difference, radius=1e-4)
+    gradient = inner_gradient.mixed if name == "mixed" else small_radius
     found, expected = (
         tiny.jit(jax.grad(functools.partial(scalar, g), (0, 1)))(state["params"], theta)
-        for g in (gradient, hg.reverse)
+        for g in (gradient, inner_gradient.reverse)
     )
     assert tiny.distance(found, expected) < {"mixed": 1e-13, "finite_difference": 1e-7}[name]
 
@@ -340,7 +489,7 @@ def test_finite_difference_error_falls_with_the_square_of_the_radius():
     exact = _estimate(optimizer="sgd")[1].grad
     errors = []
     for radius in (1e-1, 1e-2, 1e-3):
-        step = _make_step(functools.partial(hg.finite_difference, radius=radius), "sgd")
+        step = _make_step(functools.partial(inner_gradient.finite_difference, radius=radius), "sgd")
         result = hg.unrolled(step, _outer_loss, compile=tiny.jit)(*_make_problem("sgd"))
         errors.append(tiny.distance(result.grad, exact))
     assert 1e-6 < errors[0] < 0.5
@@ -364,7 +513,7 @@ def test_finite_difference_with_one_step_is_darts():
         gradients(tiny.along(state["params"], v, sign * epsilon), theta)[1] for sign in (1, -1)
     )
     expected = jax.tree.map(lambda d, p, m: d - rate * (p - m) / (2 * epsilon), direct, plus, minus)
-    step = _make_step(functools.partial(hg.finite_difference, radius=radius), "sgd")
+    step = _make_step(functools.partial(inner_gradient.finite_difference, radius=radius), "sgd")
     estimate = hg.unrolled(step, _outer_loss, compile=tiny.jit)
     result = estimate(theta, state, batches, outer_batch, keys)
     assert tiny.distance(result.grad, expected) < 1e-11
@@ -374,10 +523,10 @@ def test_finite_difference_of_nothing_is_zero():
     """At the optimum of the validation loss the displacement has no direction."""
     problem = _Quadratic((0.3, 1.0, 4.0), num_steps=1)
     problem.target, problem.direct = problem.closed_form()[1], 0.0
-    grad = problem.estimate(functools.partial(hg.finite_difference, radius=1e-2)).grad
+    grad = problem.estimate(functools.partial(inner_gradient.finite_difference, radius=1e-2)).grad
     np.testing.assert_allclose(grad, 0.0, atol=1e-12)
     params, zero = jnp.ones(3), jnp.zeros(3)
-    gradient = hg.finite_difference(lambda p, a, _: ((p * a).sum() ** 2, {}))
+    gradient = inner_gradient.finite_difference(lambda p, a, _: ((p * a).sum() ** 2, {}))
     _, pull = jax.vjp(lambda p, a: gradient(p, a, None)[1], params, params)
     for cotangent in pull(zero):
         np.testing.assert_array_equal(cotangent, 0.0)
@@ -387,9 +536,9 @@ def test_finite_difference_of_nothing_is_zero():
 
 
 @pytest.mark.parametrize("loop", ["scan", "host"])
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_two_shards_of_every_batch_equal_one_device(optimizer, loop):
-    theta, state, batches, outer_batch, keys = _make_problem(optimizer)
+@pytest.mark.parametrize("name", EVERY)
+def test_two_shards_of_every_batch_equal_one_device(name, loop):
+    theta, state, batches, outer_batch, keys = _make_problem()
 
     def shard(tree, axis):
         return jax.tree.map(lambda x: np.stack(np.split(np.asarray(x), 2, axis)), tree)
@@ -403,20 +552,12 @@ def test_two_shards_of_every_batch_equal_one_device(optimizer, loop):
         return tiny.jit(mapped)
 
     def step_with_averaged_metrics(state, theta, batch, rng):
-        state, metrics = _make_step(optimizer=optimizer, axis_name="devices")(
-            state, theta, batch, rng
-        )
+        state, metrics = _make_step(axis_name="devices")(state, theta, batch, rng)
         return state, jax.lax.pmean(metrics, "devices")
 
-    estimate = hg.unrolled(
-        step_with_averaged_metrics,
-        _outer_loss,
-        loop=loop,
-        axis_name="devices",
-        compile=compile_mapped,
-    )
+    estimate = _every(name, "devices", compile_mapped, loop, step_with_averaged_metrics)
     result = estimate(theta, state, shard(batches, 1), shard(outer_batch, 0), keys)
-    _, expected = _estimate(optimizer=optimizer)
+    expected = _result(name)
     assert tiny.distance(result.grad, expected.grad) < 1e-12
     assert tiny.distance(result.inner_state["params"], expected.inner_state["params"]) < 1e-12
     assert result.loss == pytest.approx(float(expected.loss), rel=1e-12)

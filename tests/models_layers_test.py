@@ -68,22 +68,6 @@ def test_dropout_does_not_depend_on_the_neighbours():
     assert set(np.unique(whole)) == {0.0, 2.0}
 
 
-@pytest.mark.parametrize(("rank", "transposed"), list(itertools.product((2, 3), (False, True))))
-def test_cell_equals_the_weighted_sum_of_its_candidates(rank, transposed):
-    x, weights = normal(0, 2, *(8, 8, 4)[:rank], 2), jax.nn.softmax(normal(3, 3))
-    cell = search_space.Cell(3, transposed=transposed)
-    params = layers.init_params(cell, jax.random.key(1), x, weights)
-    wanted = params["bias"]
-    for size, weight in zip(search_space.KERNEL_SIZES, weights, strict=True):
-        kernel = params[f"kernel_{size}"].astype(jnp.float64)
-        if transposed:
-            wanted = wanted + weight * stock_transpose(x, kernel)
-        else:
-            wanted = wanted + weight * layers.conv(x, kernel, 2, size // 2 - 1)
-    got = cell.apply({"params": params}, x, weights)
-    np.testing.assert_allclose(got, wanted, atol=1e-6)
-
-
 def test_discretized_generator_uses_the_strongest_candidate_alone():
     network = generator.Generator(num_channels=1, num_levels=2, width=2, max_width=4, groups=1)
     masks = (normal(0, 1, 8, 8, 1) > 0).astype(jnp.float32)

@@ -9,7 +9,7 @@ import optax
 import pytest
 import tiny
 
-from fewshotseg import errors, hypergradient, optimizers
+from fewshotseg import errors, hypergradient, inner_gradient, optimizers
 
 NAMES = ("sgd", "adam", "adamw", "rmsprop")
 create = optimizers.create_optimizer
@@ -102,7 +102,7 @@ def _hypergradient(optimizer):
     batches, batch = {"x": jnp.asarray(x), "y": jnp.asarray(y)}, {"x": x[0], "y": y[1]}
 
     def step(state, theta, data, rng):
-        (_, _), grads = hypergradient.mixed(_inner_loss)(state[0], theta, data)
+        (_, _), grads = inner_gradient.mixed(_inner_loss)(state[0], theta, data)
         updates, opt = optimizer.update(grads, state[1], state[0])
         return (optax.apply_updates(state[0], updates), opt), {}
 
