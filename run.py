@@ -33,6 +33,9 @@ def define_flags():
     flags.DEFINE_string("data_dir", None, "prepare: folder with the official download.")
     flags.DEFINE_string("input", None, "predict: an image or a folder of images.")
     flags.DEFINE_string("output", None, "predict: folder for the masks; report: the HTML page.")
+    flags.DEFINE_string("coordinator", None, "train in several processes: HOST:PORT of the first.")
+    flags.DEFINE_integer("num_processes", 1, "train in several processes: how many.")
+    flags.DEFINE_integer("process_id", 0, "train in several processes: which one this is.")
 
 
 def parse_flags(argv):
@@ -70,10 +73,13 @@ def main(argv):
     del argv
     from fewshotseg import commands, errors
 
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.ERROR)
     try:
         commands.run(FLAGS.mode, FLAGS.config, FLAGS)
     except errors.InputError as error:
+        if FLAGS.num_processes > 1:  # a regular exit would wait for the other processes
+            print(f"\nrun.py: {error}", file=sys.stderr, flush=True)
+            os._exit(2)
         fail(error)
     except KeyboardInterrupt:
         print(

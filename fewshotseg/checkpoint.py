@@ -37,22 +37,38 @@ class Checkpoints:
 
     def __init__(self, directory: pathlib.Path, keep: int = 2):
         self._directory = pathlib.Path(directory).absolute()
-        check_writable(self._directory)
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        index = jax.process_index()
+        self._writes = index == 0
+        if self._writes:
+            check_writable(self._directory)
+        # Every process reads for itself; none waits for another here.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process_{index}"
         )
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep if self._writes else None,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=self._writes,
+            create=False,
+            read_only=not self._writes,
+            multiprocessing_options=alone
+            if jax.process_count() > 1
+            else ocp.options.MultiprocessingOptions(),
+        )
+        self._manager = None
+        if self._directory.is_dir():
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint."""
-        return self._manager.latest_step()
+        return self._manager.latest_step() if self._manager else None
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, in order."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, best: Any, progress: dict) -> None:
-        """Writes a checkpoint, or keeps the last one and says so.
+        """Writes a checkpoint (process 0 does), or keeps the last one and says so.
 
         Args:
           step: number of steps done.
@@ -63,7 +79,7 @@ class Checkpoints:
         Raises:
           InputError: the disk is full or not writable.
         """
-        if step == self._manager.latest_step():
+        if not self._writes or step == self._manager.latest_step():
             return
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(jax.device_get(state)),
@@ -110,7 +126,8 @@ class Checkpoints:
         return restored.state, restored.best, restored.progress
 
     def close(self) -> None:
-        self._manager.close()
+        if self._manager:
+            self._manager.close()
 
 
 def has_checkpoint(directory: pathlib.Path) -> bool:

@@ -13,16 +13,32 @@ def run(mode: str, config, flags: Any) -> None:
     Args:
       mode: a key of `COMMANDS`.
       config: the configuration.
-      flags: has `workdir`, `data_dir`, `input` and `output`.
+      flags: has `workdir`, `data_dir`, `input`, `output`, `coordinator`, `num_processes` and
+        `process_id`.
 
     Raises:
       InputError: whatever the user can put right.
     """
-    from fewshotseg import checkpoint
+    import jax
+
+    from fewshotseg import checkpoint, parallel
 
     set_compilation_cache(config.compilation_cache)
+    together = flags.coordinator or flags.num_processes > 1
+    if together:
+        if mode != "train":
+            raise errors.InputError(f"--mode={mode} runs in one process: leave out --coordinator.")
+        parallel.start(flags.coordinator, flags.num_processes, flags.process_id)
     try:
         COMMANDS[mode](config, flags)
+    except jax.errors.JaxRuntimeError as error:
+        if not together:
+            raise
+        reason = str(error).splitlines()[0].rpartition("computation: ")[2]
+        raise errors.InputError(
+            f"process {flags.process_id} lost the others ({reason[:80]}). The last checkpoint is "
+            "kept: start all processes again with the same commands."
+        ) from error
     except OSError as error:
         reason = checkpoint.disk_fault(error)
         if not reason:
@@ -42,10 +58,12 @@ def set_compilation_cache(folder: str) -> None:
 
 
 def train(config, flags) -> None:
+    from fewshotseg import parallel
     from fewshotseg import train as train_lib
 
     train_lib.train_and_evaluate(config, flags.workdir)
-    _report([pathlib.Path(flags.workdir)])
+    if parallel.is_main():
+        _report([pathlib.Path(flags.workdir)])
 
 
 def evaluate(config, flags) -> None:

@@ -1,8 +1,11 @@
-"""Data parallelism. The only file that says pmap.
+"""Data parallelism, on the devices of one process or of several. The only file that says pmap.
 
 A step is written once, per device, with collectives over an axis name. Its state is replicated and
 carries no device axis (`in_axes=None`, `out_axes=None`); only drawn batches do. So a checkpoint does
 not know how many devices wrote it, and nothing outside this file knows how many there are.
+
+Several processes (a TPU pod, a cluster of GPU machines) all run the same program on the same data and
+see the same files; collectives span all devices. Process 0 alone writes.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +16,41 @@ import jax.numpy as jnp
 from fewshotseg import errors
 
 AXIS_NAME = "devices"
+SHUTDOWN_TIMEOUT = 24 * 3600  # seconds that the others wait while process 0 evaluates and reports
+
+
+def start(coordinator: str, num_processes: int, process_id: int) -> None:
+    """Joins a run of several processes; before anything else that touches JAX.
+
+    Args:
+      coordinator: 'HOST:PORT' of process 0, reachable from all.
+      num_processes: of the run.
+      process_id: 0 to num_processes - 1, a different one for each.
+
+    Raises:
+      InputError: the arguments do not fit together, or the others cannot be reached.
+    """
+    if not coordinator or num_processes < 1 or not 0 <= process_id < num_processes:
+        raise errors.InputError(
+            f"--coordinator={coordinator!r} --num_processes={num_processes} "
+            f"--process_id={process_id}: give HOST:PORT of process 0, the number of processes, and "
+            "for each of them another id below it."
+        )
+    try:
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, shutdown_timeout_seconds=SHUTDOWN_TIMEOUT
+        )
+    except (RuntimeError, ValueError) as error:
+        raise errors.InputError(
+            f"process {process_id} could not join the others at {coordinator} "
+            f"({str(error).splitlines()[0]}): start all {num_processes} processes with the same "
+            "--coordinator and --num_processes."
+        ) from error
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
 
 
 def compile_step(function: Callable, batched_args: Sequence[int] = ()) -> Callable:
@@ -65,8 +103,8 @@ def shard(global_size: int, axis_name: str | None) -> tuple[jax.Array | int, int
 
 
 def check_batch_size(field: str, batch_size: int) -> None:
-    """Raises `InputError` if `batch_size` cannot be split evenly over the local devices."""
-    devices = jax.local_device_count()
+    """Raises `InputError` if `batch_size` cannot be split evenly over all devices."""
+    devices = jax.device_count()
     if batch_size % devices:
         raise errors.InputError(
             f"{field}={batch_size} cannot be split evenly over {devices} devices: "

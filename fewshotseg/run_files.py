@@ -102,7 +102,8 @@ def device() -> str:
     """The devices training runs on, for people to read."""
     kind = jax.local_devices()[0].device_kind
     cores = f" with {os.cpu_count()} cores" if jax.default_backend() == "cpu" else ""
-    return f"{jax.local_device_count()} x {kind}{cores}"
+    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return f"{jax.device_count()} x {kind}{cores}{processes}"
 
 
 def _git_revision():

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fewshotseg import checkpoint, errors, experiment, figures, losses, summaries
+from fewshotseg import checkpoint, errors, experiment, figures, losses, parallel, summaries
 from fewshotseg.state import GenSegState
 
 
@@ -31,13 +31,17 @@ class Stage:
         """Runs or resumes the stage; returns what `result` makes of the end."""
         checkpoints = checkpoint.Checkpoints(self.folder / "checkpoints")
         state = self.initial_state()
-        checkpoint.check_free_space(self.folder, state)
+        if parallel.is_main():
+            checkpoint.check_free_space(self.folder, state)
         best, progress = self.initial_best(state), {"seconds": 0.0}
         if checkpoints.latest_step() is not None:
             state, best, progress = checkpoints.restore(state)
         step, num_steps = int(state.step), self.config[self.stage].num_steps
-        log = summaries.Log(self.folder / "log.jsonl", self.stage, step)
-        bar = summaries.progress_bar(self.name, num_steps, step)
+        writes = parallel.is_main()
+        log = summaries.NoLog()
+        if writes:
+            log = summaries.Log(self.folder / "log.jsonl", self.stage, step)
+        bar = summaries.progress_bar(self.name, num_steps, step, shown=writes)
         started = time.perf_counter() - progress["seconds"]
         measured = {}  # since the last line of the log; not every step measures everything
         settled = state, best, dict(progress)  # after a whole turn of the loop, nothing left to do
@@ -64,7 +68,7 @@ class Stage:
                 if values:
                     log.write(step, {"seconds": progress["seconds"], **values, **self.extra(state)})
                     bar.set_postfix_str(self._describe(values, progress), refresh=False)
-                if due(self.config.sample_every):
+                if due(self.config.sample_every) and writes:
                     self.write_samples(state, step, log)
                 if due(self.config.checkpoint_every):
                     checkpoints.save(step, state, best, progress)

@@ -12,6 +12,19 @@ import numpy as np
 import tqdm
 
 
+class NoLog:
+    """Takes what a `Log` takes and writes nothing: for processes that do not write."""
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        pass
+
+    def write_image(self, step: int, name: str, image: np.ndarray) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class Log:
     """Appends one JSON object per line to a file; a resumed run drops the lines it will repeat.
 
@@ -72,7 +85,9 @@ def _tensorboard_writer(directory):
     return SummaryWriter(str(directory / "tensorboard"))
 
 
-def progress_bar(stage: str, num_steps: int, step: int, unit: str = "step") -> tqdm.tqdm:
+def progress_bar(
+    stage: str, num_steps: int, step: int, unit: str = "step", shown: bool = True
+) -> tqdm.tqdm:
     """A bar with the stage, the step, the time left, and whatever `set_postfix_str` is given."""
     interactive = sys.stderr.isatty()
     return tqdm.tqdm(
@@ -83,4 +98,5 @@ def progress_bar(stage: str, num_steps: int, step: int, unit: str = "step") -> t
         dynamic_ncols=interactive,
         mininterval=0.5 if interactive else 15.0,
         file=sys.stderr,
+        disable=not shown,
     )

@@ -30,7 +30,7 @@ def train_and_evaluate(config, workdir: str | os.PathLike[str]) -> None:
     """Trains every method of `config.methods` and evaluates it on every test set.
 
     Killed at any moment and called again with the same arguments, it goes on from the last
-    checkpoint and ends with the same numbers, bit for bit.
+    checkpoint and ends with the same numbers, bit for bit. Of several processes, the first writes.
 
     Args:
       config: as `configs/default.py` describes it.
@@ -42,19 +42,16 @@ def train_and_evaluate(config, workdir: str | os.PathLike[str]) -> None:
     """
     experiment.check_config(config)
     workdir = pathlib.Path(workdir)
-    checkpoint.check_writable(workdir)
-    run_files.write(config, workdir)
-    print(
-        f"{config.name}: seed {config.seed}, {run_files.device()}, results in {workdir}", flush=True
-    )
+    if parallel.is_main():
+        checkpoint.check_writable(workdir)
+        run_files.write(config, workdir)
+        print(
+            f"{config.name}: seed {config.seed}, {run_files.device()}, results in {workdir}",
+            flush=True,
+        )
     data = experiment.create_data(config)
-    tests = {name: ids for name, (_, ids) in data.test_sets.items()}
-    splits.write_split(workdir / "splits.json", data.split, tests)
-    run_files.write_json(list(data.source.class_names), workdir / "classes.json")
-    figures.contact_sheet(
-        [data.source.load(i) for i in data.split.train], workdir / "contact_sheet.png"
-    )
-    trained.threshold_baseline(data, workdir)
+    if parallel.is_main():
+        _describe(data, workdir)
     gan = None
     if any(method != "real_only" for method in config.methods):
         gan = Pretraining(config, data, workdir / "generator").run().inner.gan
@@ -62,10 +59,22 @@ def train_and_evaluate(config, workdir: str | os.PathLike[str]) -> None:
         folder = workdir / method
         if not trained.is_evaluated(folder, data):
             best = Training(config, data, folder, method, gan).run()
-            trained.evaluate_model(config, data, folder, best)
+            if parallel.is_main():
+                trained.evaluate_model(config, data, folder, best)
             # Programs of finished methods are of no more use, and a process may only hold so many:
             # the 65,530 memory maps that Linux allows are used up after a few runs.
             jax.clear_caches()
+
+
+def _describe(data: experiment.Data, workdir: pathlib.Path) -> None:
+    """Writes what a run knows before it trains: its split, classes, contact sheet and threshold."""
+    tests = {name: ids for name, (_, ids) in data.test_sets.items()}
+    splits.write_split(workdir / "splits.json", data.split, tests)
+    run_files.write_json(list(data.source.class_names), workdir / "classes.json")
+    figures.contact_sheet(
+        [data.source.load(i) for i in data.split.train], workdir / "contact_sheet.png"
+    )
+    trained.threshold_baseline(data, workdir)
 
 
 def _dice(class_rows) -> float:
