@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fewshotseg import figures
-from fewshotseg.data import transforms
+from fewshotseg.data import folder, transforms
 from fewshotseg.errors import InputError
 
 PredictProbabilities = Callable[[np.ndarray], np.ndarray]
@@ -217,6 +217,11 @@ def _list_files(input_path: pathlib.Path, log) -> tuple[list[pathlib.Path], path
         # A format that we do not read gets an error row: it is an image that would be missed.
         wanted = not hidden and (known or transforms.unsupported_hint(path))
         (files if wanted else others).append(path)
+    stems = {path.with_suffix("") for path in files}
+    masks = [path for path in files if folder.is_mask_of(path, stems)]
+    files = [path for path in files if path not in set(masks)]
+    if masks:
+        log(f"{len(masks)} masks lie beside their images and are left alone, e.g. {masks[0].name}")
     if not files:
         raise InputError(
             f"{input_path}: there are no images in this folder "

@@ -47,6 +47,15 @@ def _run(source, target, predictor=None, batch_size=4, log=lambda _: None):
     )
 
 
+def test_masks_beside_their_images_are_left_alone(tmp_path):
+    for name in ("a.png", "a_mask.png", "a_mask_1.png", "b_mask.png", "b_seg.png"):
+        _save(tmp_path / "in" / name, _picture())
+    said = []
+    rows = _run(tmp_path / "in", tmp_path / "out", log=said.append)
+    assert [row["file"] for row in rows] == ["a.png", "b_mask.png", "b_seg.png"]
+    assert said[0] == "2 masks lie beside their images and are left alone, e.g. a_mask.png"
+
+
 def test_one_file(tmp_path):
     _save(tmp_path / "in" / "a.png", _picture())
     rows = _run(tmp_path / "in" / "a.png", tmp_path / "out")

@@ -209,6 +209,12 @@ def _pair_files(images_folder: pathlib.Path, masks_folder: pathlib.Path):
     return images, *_assign(images, candidates)
 
 
+def is_mask_of(path: pathlib.Path, images: set[pathlib.Path]) -> bool:
+    """Whether `path` is named as a mask of one of `images`, paths without extension."""
+    match = _MASK_NAME.match(path.stem)
+    return bool(match) and path.with_name(match["base"]) in images
+
+
 def _assign(images, candidates):
     masks, kinds, orphans = {}, {}, []
     for mask_id, path in candidates:
