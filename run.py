@@ -4,6 +4,7 @@ python run.py                                                   the embedded dem
 python run.py --config=configs/folder.py --workdir=runs/mine \\
     --config.data.folder.images_dir=images --config.data.folder.masks_dir=masks
 python run.py --mode=predict --workdir=runs/mine --input=new_images --output=masks
+python run.py --mode=hypergradient --workdir=runs/demo           the estimators compared
 """
 
 import os
@@ -15,7 +16,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 ROOT = pathlib.Path(__file__).parent
-MODES = ("train", "check", "prepare", "evaluate", "predict", "report")
+MODES = ("train", "check", "prepare", "evaluate", "predict", "report", "hypergradient")
 FLAGS = flags.FLAGS
 
 

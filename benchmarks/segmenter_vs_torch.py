@@ -63,7 +63,7 @@ class TorchUNet(torch.nn.Module):
         """Takes over Flax parameters; ours stores transposed kernels flipped against PyTorch's."""
 
         def copy(parameter, array):
-            parameter.data = torch.from_numpy(np.ascontiguousarray(array))
+            parameter.data = torch.from_numpy(np.array(array))
 
         def double(block, name):
             for j in range(2):

@@ -151,6 +151,14 @@ def get_config(arg: str = "") -> ConfigDict:
     config.outer.num_pairs = 8  # of 'evolution_strategies'
     config.outer.sigma = 0.1  # of 'evolution_strategies': perturbation of theta
 
+    config.diagnose = ConfigDict()  # --mode=hypergradient: the estimators compared
+    config.diagnose.estimators = (
+        "mixed_mode", "unrolled", "truncated", "one_step", "finite_difference", "identity",
+        "neumann", "conjugate_gradient", "sama", "evolution_strategies",
+    )  # fmt: skip
+    config.diagnose.inner_steps = (1, 4)  # K, one after the other
+    config.diagnose.repeats = 3  # timed estimates; the median counts
+
     config.log_every = 10  # steps between lines of log.jsonl
     config.eval_every = 50  # steps between validations
     config.sample_every = 500  # steps between grids of synthetic images

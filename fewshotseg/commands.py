@@ -105,6 +105,14 @@ def _report(workdirs, output=None):
     print(f"Report: {path}")
 
 
+def hypergradient(config, flags) -> None:
+    from fewshotseg import diagnose
+
+    rows = diagnose.compare_estimators(config, flags.workdir)
+    print(diagnose.table(rows))
+    print(f"Table and plot: {pathlib.Path(flags.workdir, 'hypergradient')}")
+
+
 def check(config, flags) -> None:
     from fewshotseg import experiment
     from fewshotseg.data import check as check_lib
@@ -139,4 +147,5 @@ COMMANDS = {
     "evaluate": evaluate,
     "predict": predict,
     "report": report,
+    "hypergradient": hypergradient,
 }

@@ -183,6 +183,15 @@ def check_config(config) -> None:
             f"loss.adversarial is {config.loss.adversarial!r}: use 'vanilla' or 'lsgan'."
         )
     outer = config.outer
+    unknown = [name for name in config.diagnose.estimators if name not in ESTIMATORS]
+    if unknown or not config.diagnose.estimators:
+        raise errors.InputError(
+            f"diagnose.estimators has {unknown}: use some of {', '.join(ESTIMATORS)}."
+        )
+    if not config.diagnose.inner_steps or min(config.diagnose.inner_steps) < 1:
+        raise errors.InputError("diagnose.inner_steps must be numbers of at least 1.")
+    if config.diagnose.repeats < 1:
+        raise errors.InputError("diagnose.repeats must be at least 1.")
     choices = {
         "estimator": tuple(ESTIMATORS),
         "remat": ("none", "step", "sqrt"),
@@ -325,9 +334,14 @@ def init_state(
     return state_lib.GenSegState(inner, theta, outer_optimizer.init(theta), jnp.int32(0))
 
 
-def create_draws(config, num_classes: int, batch_size: int):
-    """`draw(data, keys [K])` and `draw_outer(data, key)`, compiled for all devices."""
-    axis_name = parallel.AXIS_NAME
+def create_draws(
+    config,
+    num_classes: int,
+    batch_size: int,
+    axis_name: str | None = parallel.AXIS_NAME,
+    compile: Callable = parallel.compile_draw,
+):
+    """`draw(data, keys [K])` and `draw_outer(data, key)`, compiled for all devices by default."""
 
     def geometry(fields):
         return augment.Geometry(**{**fields.to_dict(), "flip_axes": tuple(fields.flip_axes)})
@@ -347,16 +361,24 @@ def create_draws(config, num_classes: int, batch_size: int):
     def draw(data, keys):
         return jax.lax.map(lambda key: draw_one(data, key), keys)
 
-    return parallel.compile_draw(draw), parallel.compile_draw(draw_outer)
+    return compile(draw), compile(draw_outer)
 
 
-def create_estimator(config, method: genseg.Method, step: Callable | None = None) -> Callable:
-    """The estimator `config.outer.estimator`, compiled for all devices.
+def create_estimator(
+    config,
+    method: genseg.Method,
+    step: Callable | None = None,
+    axis_name: str | None = parallel.AXIS_NAME,
+    compile: Callable = parallel.compile_step,
+) -> Callable:
+    """The estimator `config.outer.estimator`, compiled for all devices by default.
 
     Args:
       config: the configuration.
       method: from `create_method`, for the method 'end2end'.
       step: the compiled inner step, if there is one already (see `hypergradient.unrolled`).
+      axis_name: of the devices.
+      compile: likewise.
     """
     outer = config.outer
     loop = outer.loop
@@ -400,8 +422,8 @@ def create_estimator(config, method: genseg.Method, step: Callable | None = None
         inner_step,
         functools.partial(genseg.outer_loss, method=method),
         loop=loop,
-        axis_name=parallel.AXIS_NAME,
-        compile=parallel.compile_step,
+        axis_name=axis_name,
+        compile=compile,
         step=step,
     )
 

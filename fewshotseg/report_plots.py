@@ -19,6 +19,10 @@ METHOD_COLOURS = {
     "end2end": "#0072B2",
     "generator": "#CC79A7",
 }
+_TEN = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
+    "#777777", "#A05A2C",
+)  # fmt: skip
 _CANDIDATES = (("4", "#D55E00"), ("6", "#009E73"), ("8", "#0072B2"))
 _PANELS = (  # title, keys; the first key is a full line, the second dashed
     ("Dice on the validation images", ("validation/dice",)),
@@ -149,6 +153,34 @@ def case_scatter(pairs: Sequence[tuple[float, float]], first: str, second: str) 
     axis.set_xlabel(f"Dice difference, {second} minus {first}", fontsize=8)
     axis.set_ylabel("test cases", fontsize=8)
     axis.set_title(f"{len(pairs)} test cases", fontsize=9)
+    return _png(figure)
+
+
+def estimators(rows: Sequence[Mapping]) -> bytes:
+    """Cosine, time and memory against K, a line per estimator; `rows` as `diagnose.Row` has them."""
+    panels = (
+        ("cosine", "Cosine of the angle to the exact hypergradient"),
+        ("milliseconds", "Time of one estimate (ms)"),
+        ("megabytes", "Memory beyond state and data (MiB)"),
+    )
+    names = list(dict.fromkeys(row["estimator"] for row in rows))
+    figure, axes = _axes(1, len(panels), 4.6, 3.6)
+    for axis, (key, title) in zip(axes.flat, panels, strict=True):
+        for i, name in enumerate(names):
+            points = sorted((row["K"], row[key]) for row in rows if row["estimator"] == name)
+            style = dict(color=_TEN[i % len(_TEN)], marker="osv^D<>pX*"[i % 10])
+            axis.plot(*np.transpose(points), markersize=5, linewidth=1.2, label=name, **style)
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("K, inner steps")
+        axis.set_xscale("log", base=2)
+        steps = sorted({row["K"] for row in rows})
+        axis.set_xticks(steps, [str(k) for k in steps])
+        if key != "cosine":
+            axis.set_yscale("log")
+        axis.grid(alpha=0.3)
+    figure.legend(
+        *axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8
+    )
     return _png(figure)
 
 

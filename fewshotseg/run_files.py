@@ -14,7 +14,7 @@ import jax
 from fewshotseg import errors
 
 # Fields that may differ between commands on one workdir: they do not change what is trained.
-FREE_FIELDS = ("methods", "evaluate", "test_sets", "compilation_cache")
+FREE_FIELDS = ("methods", "evaluate", "test_sets", "compilation_cache", "diagnose")
 PACKAGES = ("fewshotseg", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 

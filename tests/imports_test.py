@@ -22,7 +22,7 @@ LAYERS = {
         "model_factory", "optimizers", "data", "checkpoint", "summaries", "run_files", "experiment",
         "report_inputs", "report_scores", "report_tables", "report_plots",
     },
-    4: {"stage", "train", "evaluate", "predict", "trained", "report"},
+    4: {"stage", "train", "evaluate", "predict", "trained", "report", "diagnose"},
     5: {"commands"},
 }  # fmt: skip
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}

@@ -1,0 +1,517 @@
+"""The exact hypergradient, and the steps it goes through: ours against PyTorch's, on the same numbers.
+
+pip install torch && python benchmarks/hypergradient_vs_torch.py [--inner_steps=1,4,16]
+
+The problem: a generator with searchable cells draws 8 images, the segmenter (U-Net) takes K Adam steps
+on 8 real and 8 drawn images, and its validation loss is differentiated with respect to the architecture
+weights. PyTorch does it as one would there: `torch.func.functional_call` and double backward through the
+unrolled steps. Both start from the same weights and see the same images; losses and hypergradients are
+compared before anything is timed, and the benchmark stops if they differ.
+
+Then everything is timed in pairs, one of each, in turn: the printed ratio is the median over pairs of
+our CPU time over PyTorch's, on one core each (--threads=1), so that waiting threads are not counted.
+Memory is the rise of the resident set above what was there before the call (Linux only).
+
+'darts' is the estimator that Betty (betty-ml) calls so, as its newest source has it: a finite difference
+at the weights as they are, without the learning rate. The published releases 0.1.1 and 0.2.0 put
+the weights back wrongly, and are not run here.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import statistics
+import sys
+import time
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=64, help="pixels")
+    parser.add_argument("--width", type=int, default=16, help="channels of the U-Net")
+    parser.add_argument("--levels", type=int, default=4, help="halvings of the U-Net")
+    parser.add_argument("--generator_levels", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=8, help="real images, and as many drawn ones")
+    parser.add_argument("--inner_steps", default="1,4,16", help="K, joined by ','")
+    parser.add_argument("--pairs", type=int, default=7, help="timed pairs; a third of it for K > 4")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=pathlib.Path, help="JSON file for the figures")
+    return parser.parse_args()
+
+
+ARGS = parse() if __name__ == "__main__" else None
+if ARGS is not None:  # before JAX and PyTorch count the cores
+    cores = sorted(os.sched_getaffinity(0))[: ARGS.threads]
+    os.sched_setaffinity(0, cores)
+
+import functools  # noqa: E402
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import segmenter_vs_torch  # noqa: E402
+import torch  # noqa: E402
+from torch.func import functional_call  # noqa: E402
+
+from fewshotseg import genseg, hypergradient, implicit, inner_gradient, optimizers, state  # noqa: E402
+from fewshotseg.models import generator, layers, search_space, unet  # noqa: E402
+
+RATE, EPS, EPS_ROOT = 1e-3, 1e-8, 1e-8
+
+
+class Problem:
+    """Weights and images, as numpy arrays; both sides are built from it."""
+
+    def __init__(self, args):
+        numbers = np.random.default_rng(0)
+        shape = (max(args.inner_steps), args.batch, args.size, args.size)
+        self.args = args
+        self.images = numbers.uniform(-1, 1, (*shape, 3)).astype(np.float32)
+        self.masks, self.synthetic_masks = (
+            (numbers.random(shape) < 0.3).astype(np.uint8) for _ in range(2)
+        )
+        self.unseen = numbers.uniform(-1, 1, (*shape[1:], 3)).astype(np.float32)
+        self.unseen_masks = (numbers.random(shape[1:]) < 0.3).astype(np.uint8)
+        self.architecture = {
+            side: numbers.normal(0, 0.3, (args.generator_levels, 3)).astype(np.float32)
+            for side in ("encoder", "decoder")
+        }
+        self.generator = generator.Generator(
+            num_levels=args.generator_levels, width=32, max_width=128, dropout_rate=0.0
+        )
+        self.segmenter = unet.UNet(width=args.width, num_levels=args.levels)
+        image, mask = self.images[0], self.masks[0][..., None].astype(np.float32)
+        self.generator_params = layers.init_params(
+            self.generator, jax.random.key(0), mask, self.architecture, None
+        )
+        self.segmenter_params = layers.init_params(self.segmenter, jax.random.key(1), image)
+
+
+# --- Ours -----------------------------------------------------------------------------------------
+
+
+class Ours:
+    """The steps and estimators of the package, by the host loop on CPUs and the scan elsewhere."""
+
+    def __init__(self, problem):
+        self.problem = problem
+        self.compile_seconds = {}
+        adam = optimizers.create_optimizer("adam", RATE, 1)
+        self.method = genseg.Method(
+            generate=lambda p, a, m, keys: problem.generator.apply({"params": p}, m, a, None),
+            discriminate=None,
+            segment=lambda p, x: problem.segmenter.apply({"params": p}, x),
+            jitter=lambda images, keys: images,
+            generator_optimizer=adam,
+            discriminator_optimizer=adam,
+            segmenter_optimizer=adam,
+        )
+        gan = state.GanState(problem.generator_params, {}, adam.init(problem.generator_params), ())
+        segmenter = state.init_segmenter(problem.segmenter_params, adam)
+        self.inner = state.InnerState(gan, segmenter)
+        self.theta = {"architecture": jax.tree.map(jnp.asarray, problem.architecture)}
+        self.loop = "host" if jax.default_backend() == "cpu" else "scan"
+        self.unseen = {
+            "image": jnp.asarray(problem.unseen),
+            "mask": jnp.asarray(problem.unseen_masks),
+            "weight": jnp.ones(len(problem.unseen)),
+        }
+        self.adam = adam
+
+    def batches(self, num_steps):
+        keys = jax.random.split(jax.random.key(0), (num_steps, self.problem.args.batch))
+        return {
+            "image": jnp.asarray(self.problem.images[:num_steps]),
+            "mask": jnp.asarray(self.problem.masks[:num_steps]),
+            "synthetic_mask": jnp.asarray(self.problem.synthetic_masks[:num_steps]),
+            "key": keys,
+        }
+
+    def _ready(self, name, function):
+        started = time.process_time()
+        function()
+        self.compile_seconds[name] = time.process_time() - started
+        return function
+
+    def segmenter_step(self):
+        """One step on real and drawn images."""
+        batch = jax.tree.map(lambda x: x[0], self.batches(1))
+        step = jax.jit(functools.partial(genseg.segmenter_step, method=self.method))
+        generator_params = self.problem.generator_params
+
+        def run():
+            _, metrics = step(self.inner.segmenter, generator_params, self.theta, batch, None)
+            return float(metrics["segmenter/loss"])
+
+        return self._ready("segmenter step", run)
+
+    def generator_step(self):
+        """One Adam step of the generator on the L1 loss."""
+        batch = jax.tree.map(lambda x: x[0], self.batches(1))
+        masks = batch["mask"].astype(jnp.float32)[..., None]
+
+        @jax.jit
+        def step(params, opt):
+            def loss(params):
+                drawn = self.method.generate(params, self.theta["architecture"], masks, None)
+                return jnp.abs(drawn - batch["image"]).mean()
+
+            value, grads = jax.value_and_grad(loss)(params)
+            updates, opt = self.adam.update(grads, opt, params)
+            return jax.tree.map(jnp.add, params, updates), opt, value
+
+        gan = self.inner.gan
+        return self._ready(
+            "generator step", lambda: float(step(gan.generator, gan.generator_opt)[-1])
+        )
+
+    def hypergradient(self, num_steps):
+        """The exact one, flat."""
+        step = functools.partial(
+            genseg.inner_step, method=self.method, train_generator=False, through_generator=False
+        )
+        estimate = hypergradient.unrolled(
+            step,
+            functools.partial(genseg.outer_loss, method=self.method),
+            loop=self.loop,
+            compile=lambda f, batched_args=(): jax.jit(f),
+        )
+        batches, keys = self.batches(num_steps), jax.random.split(jax.random.key(0), num_steps)
+
+        def run():
+            result = estimate(self.theta, self.inner, batches, self.unseen, keys)
+            return float(result.loss), flat(jax.device_get(result.grad["architecture"]))
+
+        return self._ready(f"hypergradient, K={num_steps}", run)
+
+    def darts(self):
+        """-M v at the weights as they are, by finite differences; no step is taken."""
+        method = self.method
+        radius = functools.partial(inner_gradient.finite_difference, radius=1e-2)
+        equation = genseg.stationarity(
+            method=dataclasses.replace(method, gradient=radius), through_generator=False
+        )
+        estimate = implicit.identity(
+            lambda s, theta, batch, rng: (s, {}),
+            functools.partial(genseg.outer_loss, method=method),
+            equation,
+            step_size=1.0,
+            loop=self.loop,
+            compile=lambda f, batched_args=(): jax.jit(f),
+        )
+        batches, keys = self.batches(1), jax.random.split(jax.random.key(0), 1)
+
+        def run():
+            result = estimate(self.theta, self.inner, batches, self.unseen, keys)
+            return float(result.loss), flat(jax.device_get(result.grad["architecture"]))
+
+        return self._ready("darts", run)
+
+
+def flat(architecture):
+    return np.concatenate([np.ravel(architecture[side]) for side in ("encoder", "decoder")])
+
+
+# --- PyTorch's ------------------------------------------------------------------------------------
+
+
+class TorchGenerator(torch.nn.Module):
+    """The network of `fewshotseg.models.generator`, every candidate as a convolution of its own."""
+
+    def __init__(self, problem):
+        super().__init__()
+        params = problem.generator_params
+        self.num_levels = problem.args.generator_levels
+        self.cells, self.norms = torch.nn.ModuleDict(), torch.nn.ModuleDict()
+        for level in range(self.num_levels):
+            for side in ("down", "up"):
+                name = f"{side}_{level}"
+                self.cells[name] = self._cell(params[name], side == "up")
+                if f"{name}_norm" in params:
+                    norm = params[f"{name}_norm"]
+                    size = norm["scale"].shape[0]
+                    module = torch.nn.GroupNorm(min(problem.generator.groups, size), size)
+                    module.weight.data = torch.from_numpy(np.array(norm["scale"]))
+                    module.bias.data = torch.from_numpy(np.array(norm["bias"]))
+                    self.norms[name] = module
+
+    def _cell(self, params, transposed):
+        candidates = torch.nn.ModuleList()
+        for size in search_space.KERNEL_SIZES:
+            kernel = np.asarray(params[f"kernel_{size}"])
+            c_in, c_out = kernel.shape[2:]
+            kind = torch.nn.ConvTranspose2d if transposed else torch.nn.Conv2d
+            conv = kind(c_in, c_out, size, 2, size // 2 - 1, bias=size == 4)
+            kernel = (
+                kernel[::-1, ::-1].transpose(2, 3, 0, 1)
+                if transposed
+                else kernel.transpose(3, 2, 0, 1)
+            )
+            conv.weight.data = torch.from_numpy(np.ascontiguousarray(kernel))
+            if size == 4:
+                conv.bias.data = torch.from_numpy(np.array(params["bias"]))
+            candidates.append(conv)
+        return candidates
+
+    def _mix(self, x, name, weights):
+        convs = self.cells[name]
+        bias = convs[0].bias
+        outputs = [c(x) if c.bias is None else c(x) - bias[:, None, None] for c in convs]
+        return sum(w * y for w, y in zip(weights, outputs, strict=True)) + bias[:, None, None]
+
+    def forward(self, masks, encoder, decoder):
+        x, skips = 2.0 * masks - 1.0, []
+        encoder, decoder = encoder.softmax(-1), decoder.softmax(-1)
+        for level in range(self.num_levels):
+            if level > 0:
+                skips.append(x)
+                x = torch.nn.functional.leaky_relu(x, 0.2)
+            x = self._mix(x, f"down_{level}", encoder[level])
+            if f"down_{level}" in self.norms:
+                x = self.norms[f"down_{level}"](x)
+        for level in reversed(range(self.num_levels)):
+            x = self._mix(torch.relu(x), f"up_{level}", decoder[level])
+            if level > 0:
+                x = torch.cat([skips[level - 1], self.norms[f"up_{level}"](x)], 1)
+        return torch.tanh(x)
+
+
+def torch_loss(logits, masks):
+    """`losses.segmentation_loss` in PyTorch."""
+    cross = torch.nn.functional.binary_cross_entropy_with_logits(logits, masks, reduction="none")
+    p = torch.sigmoid(logits)
+    both = (p * masks).sum((2, 3))
+    dice = (2 * both + 1) / (p.sum((2, 3)) + masks.sum((2, 3)) + 1)
+    return cross.mean((1, 2, 3)) + 1 - dice.mean(1)
+
+
+class Theirs:
+    """The same steps and estimators in PyTorch."""
+
+    def __init__(self, problem):
+        args = self.args = problem.args
+        self.segmenter = segmenter_vs_torch.TorchUNet(args.width, args.levels, 8, 3)
+        self.segmenter.load(problem.segmenter_params, args.levels)
+        self.generator = TorchGenerator(problem)
+        self.generator.requires_grad_(False)
+        self.weights = {k: v.detach() for k, v in self.segmenter.named_parameters()}
+
+        def images(x):
+            return torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, -3)))
+
+        def masks(x):
+            return torch.from_numpy(x.astype(np.float32)).unsqueeze(-3)
+
+        self.images, self.masks = images(problem.images), masks(problem.masks)
+        self.synthetic_masks = masks(problem.synthetic_masks)
+        self.unseen, self.unseen_masks = images(problem.unseen), masks(problem.unseen_masks)
+        self.architecture = {k: torch.from_numpy(v.copy()) for k, v in problem.architecture.items()}
+
+    def inner_loss(self, weights, architecture, k):
+        """On the k-th real and synthetic batch."""
+        drawn = self.generator(self.synthetic_masks[k], **architecture)
+        inputs = torch.cat([self.images[k], drawn])
+        masks = torch.cat([self.masks[k], self.synthetic_masks[k]])
+        each = torch_loss(functional_call(self.segmenter, weights, (inputs,)), masks)
+        return each[: self.args.batch].mean() + each[self.args.batch :].mean()
+
+    def outer_loss(self, weights):
+        return torch_loss(
+            functional_call(self.segmenter, weights, (self.unseen,)), self.unseen_masks
+        ).mean()
+
+    def unroll(self, architecture, num_steps):
+        """Adam with epsilon under the root, differentiable from the first step."""
+        weights = {k: v.clone().requires_grad_() for k, v in self.weights.items()}
+        first = {k: torch.zeros_like(v) for k, v in weights.items()}
+        second = {k: torch.zeros_like(v) for k, v in weights.items()}
+        for step in range(num_steps):
+            loss = self.inner_loss(weights, architecture, step)
+            grads = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
+            for (key, weight), g in zip(list(weights.items()), grads, strict=True):
+                first[key] = 0.9 * first[key] + 0.1 * g
+                second[key] = 0.999 * second[key] + 0.001 * g * g
+                m = first[key] / (1 - 0.9 ** (step + 1))
+                v = second[key] / (1 - 0.999 ** (step + 1))
+                weights[key] = weight - RATE * m / (torch.sqrt(v + EPS_ROOT) + EPS)
+        return weights
+
+    def hypergradient(self, num_steps):
+        def run():
+            architecture = {k: v.clone().requires_grad_() for k, v in self.architecture.items()}
+            loss = self.outer_loss(self.unroll(architecture, num_steps))
+            grads = torch.autograd.grad(loss, [architecture["encoder"], architecture["decoder"]])
+            return loss.item(), np.concatenate([g.numpy().ravel() for g in grads])
+
+        return run
+
+    def segmenter_step(self):
+        optimizer = torch.optim.Adam(self.segmenter.parameters(), RATE)
+        start = {k: v.clone() for k, v in self.weights.items()}
+
+        def run():
+            optimizer.zero_grad()
+            with torch.no_grad():
+                drawn = self.generator(self.synthetic_masks[0], **self.architecture)
+            inputs = torch.cat([self.images[0], drawn])
+            masks = torch.cat([self.masks[0], self.synthetic_masks[0]])
+            each = torch_loss(self.segmenter(inputs), masks)
+            loss = each[: self.args.batch].mean() + each[self.args.batch :].mean()
+            loss.backward()
+            optimizer.step()
+            with torch.no_grad():  # every call starts from the same weights, as ours does
+                for key, parameter in self.segmenter.named_parameters():
+                    parameter.copy_(start[key])
+            return loss.item()
+
+        return run
+
+    def generator_step(self):
+        self.generator.requires_grad_(True)
+        optimizer = torch.optim.Adam(self.generator.parameters(), RATE)
+        start = [p.detach().clone() for p in self.generator.parameters()]
+
+        def run():
+            self.generator.requires_grad_(True)
+            optimizer.zero_grad()
+            loss = (
+                (self.generator(self.masks[0], **self.architecture) - self.images[0]).abs().mean()
+            )
+            loss.backward()
+            optimizer.step()
+            with torch.no_grad():
+                for parameter, value in zip(self.generator.parameters(), start, strict=True):
+                    parameter.copy_(value)
+            self.generator.requires_grad_(False)
+            return loss.item()
+
+        return run
+
+    def darts(self):
+        def run():
+            weights = {k: v.clone().requires_grad_() for k, v in self.weights.items()}
+            loss = self.outer_loss(weights)
+            v = torch.autograd.grad(loss, list(weights.values()))
+            radius = 1e-2 / torch.sqrt(sum((x * x).sum() for x in v))
+            sides = []
+            for sign in (1.0, -1.0):
+                architecture = {k: a.clone().requires_grad_() for k, a in self.architecture.items()}
+                moved = {
+                    k: w.detach() + sign * radius * x
+                    for (k, w), x in zip(weights.items(), v, strict=True)
+                }
+                inner = self.inner_loss(moved, architecture, 0)
+                grads = torch.autograd.grad(
+                    inner, [architecture["encoder"], architecture["decoder"]]
+                )
+                sides.append(np.concatenate([g.numpy().ravel() for g in grads]))
+            return loss.item(), -(sides[0] - sides[1]) / (2 * radius.item())
+
+        return run
+
+
+# --- Comparing ------------------------------------------------------------------------------------
+
+
+def check(name, ours, theirs, tolerance):
+    """Stops unless both functions return the same loss and, if any, the same gradient."""
+    a, b = ours(), theirs()
+    if isinstance(a, tuple):
+        (a, left), (b, right) = a, b
+        error = np.linalg.norm(left - right) / np.linalg.norm(right)
+        print(
+            f"  {name}: hypergradients differ by {error:.1e}, losses by {abs(a - b) / abs(b):.1e}"
+        )
+        if not error < tolerance:
+            sys.exit(f"{name}: the hypergradients differ: {left} here, {right} in PyTorch")
+    if not abs(a - b) < 1e-3 * abs(b):
+        sys.exit(f"{name}: the losses differ: {a} here, {b} in PyTorch")
+
+
+def time_pairs(ours, theirs, pairs):
+    """Ratios of CPU time, ours over theirs; the order alternates."""
+    ratios, seconds = [], {"ours": [], "theirs": []}
+    for i in range(pairs):
+        for name, run in (("ours", ours), ("theirs", theirs))[:: 1 if i % 2 else -1]:
+            started = time.process_time()
+            run()
+            seconds[name].append(time.process_time() - started)
+        ratios.append(seconds["ours"][-1] / seconds["theirs"][-1])
+    return ratios, {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def rise(run):
+    """MiB by which the resident set rises during a call, or None where Linux's /proc is missing."""
+
+    def status(field):
+        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+    with contextlib.suppress(OSError, StopIteration):
+        pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        before = status("VmRSS")
+        run()
+        return status("VmHWM") - before
+    return None
+
+
+def main(args):
+    torch.set_num_threads(args.threads)
+    args.inner_steps = [int(k) for k in args.inner_steps.split(",")]
+    problem = Problem(args)
+    ours, theirs = Ours(problem), Theirs(problem)
+    where = jax.devices()[0].device_kind
+    print(
+        f"JAX {jax.__version__} on {where}, torch {torch.__version__} on cpu, {args.threads} core(s)"
+    )
+    pieces = [
+        ("segmenter step", ours.segmenter_step, theirs.segmenter_step),
+        ("generator step", ours.generator_step, theirs.generator_step),
+        ("darts", ours.darts, theirs.darts),
+    ]
+    pieces += [
+        (
+            f"hypergradient, K={k}",
+            functools.partial(ours.hypergradient, k),
+            functools.partial(theirs.hypergradient, k),
+        )
+        for k in args.inner_steps
+    ]
+    figures = []
+    for name, make_ours, make_theirs in pieces:
+        a, b = make_ours(), make_theirs()
+        long = name.endswith(tuple(f"K={k}" for k in args.inner_steps if k > 4))
+        check(name, a, b, tolerance=0.2 if long or name == "darts" else 0.05)
+        pairs = max(3, args.pairs // 3) if long else args.pairs
+        ratios, seconds = time_pairs(a, b, pairs)
+        memory = [rise(run) for run in (a, b)]
+        figures.append(
+            {
+                "piece": name,
+                "ratio": statistics.median(ratios),
+                "low": min(ratios),
+                "high": max(ratios),
+                "pairs": pairs,
+                "seconds": seconds,
+                "memory": memory,
+                "compile_seconds": ours.compile_seconds[name],
+            }
+        )
+        known = all(m is not None for m in memory)
+        print(
+            f"{name}: {statistics.median(ratios):.2f} of PyTorch's CPU time "
+            f"({min(ratios):.2f} to {max(ratios):.2f}, {pairs} pairs; {seconds['ours']:.2f} s against "
+            f"{seconds['theirs']:.2f} s)"
+            + (f", memory +{memory[0]:.0f} MiB against +{memory[1]:.0f}" if known else "")
+            + f", first call {ours.compile_seconds[name]:.0f} CPU-s",
+            flush=True,
+        )
+        if args.output:
+            args.output.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(ARGS)
