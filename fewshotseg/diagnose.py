@@ -69,9 +69,11 @@ class Meter:
         self.peak = 0
         self.metering = False
 
-    def compile(self, function: Callable, batched_args: Sequence[int] = ()) -> Callable:
+    def compile(
+        self, function: Callable, batched_args: Sequence[int] = (), batched_results: Sequence = ()
+    ) -> Callable:
         """The `compile=` of an estimator."""
-        del batched_args
+        del batched_args, batched_results
         jitted, programs = jax.jit(function), {}
 
         def call(*args):

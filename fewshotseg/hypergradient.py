@@ -43,7 +43,7 @@ eta. Then g = h (w - A), H = h, M = -h, w_K - A = (1 - eta h)^K (w_0 - A), and w
 How the gradient g is differentiated (reverse over reverse, forward over reverse, finite differences)
 is no matter of the estimator but of the inner step: see `inner_gradient`. Cost, bias and source of
 each are in its docstring; the numbers there take `inner_gradient.mixed` for granted, with which a
-product with H and M together costs about 2.5 t.
+product with H and M together costs about 2 t beyond the gradient itself.
 
 This file has the contract and the first family; `implicit` has the second, `evolution` the one without
 derivatives. The four import nothing but JAX and each other, and can be lifted into another project.
@@ -72,9 +72,11 @@ class Hypergradient(NamedTuple):
     metrics: dict
 
 
-def compile_nothing(function: Callable, batched_args: tuple = ()) -> Callable:
+def compile_nothing(
+    function: Callable, batched_args: tuple = (), batched_results: tuple = ()
+) -> Callable:
     """The default of `compile=`."""
-    del batched_args
+    del batched_args, batched_results
     return function
 
 
@@ -102,8 +104,9 @@ def unrolled(
     gradient `inner_gradient.mixed` this is MixFlow-MG (Kemaev et al., ICML 2025): the same numbers,
     several times less time and memory than reverse over reverse. Use it unless K states do not fit.
 
-    Time: K (t + 2.5 t); another t per step for remat='sqrt'. Memory: K inner states plus the
-    activations of one step ('step'), about 2 sqrt(K) states ('sqrt'), all activations ('none').
+    Time: K (t + 2 t), with another t per step for remat='step' and two for 'sqrt'. Memory: all
+    activations, twice ('none'); K inner states plus those of one step ('step'); about 2 sqrt(K) states
+    plus those of one step ('sqrt').
 
     Several devices: every device holds a shard of each batch; `inner_step` averages its gradients
     over `axis_name`; the outer loss stays local and its gradient is averaged here, at the end. The
@@ -113,16 +116,16 @@ def unrolled(
       inner_step: `(inner_state, theta, batch, rng) -> (inner_state, metrics)`.
       outer_loss: `(inner_state, theta, outer_batch) -> (loss, metrics)`, a mean over its batch.
       horizon: differentiate only the last so many steps; None: all. See `truncated`.
-      remat: 'none': keep the activations of all steps ('scan' only; with loop='host' the same as
-        'step'). 'step': keep the K states and recompute a step when it is pulled back. 'sqrt': keep
-        every sqrt(K)-th state and recompute the rest.
+      remat: 'none': keep the activations of all steps, the fastest. 'step': keep the K states and
+        recompute a step when it is pulled back. 'sqrt': keep every sqrt(K)-th state and recompute
+        the rest.
       loop: 'scan': one compiled loop, for accelerators. 'host': a Python loop over a compiled step
         and a compiled pull-back; XLA's CPU backend is about 20 times slower on convolution gradients
         inside a compiled loop, and compile time does not depend on K.
       axis_name: of the devices, None for one.
       compile: turns a function of arrays into a compiled one, e.g. `jax.jit`; `batched_args` says
-        which arguments are sharded over devices. The default compiles nothing (for use inside `jit`
-        and in tests).
+        which arguments are sharded over devices, `batched_results` which of the results differ per
+        device. The default compiles nothing (for use inside `jit` and in tests).
       step: `compile(indexed(inner_step), batched_args=(2,))` if the caller already has it ('host').
 
     Returns:
@@ -269,50 +272,79 @@ def _unrolled_host(inner_step, outer_loss, horizon, remat, axis_name, compile, s
         )(floats, theta)
         return mean_over_devices((loss, metrics, *bars), axis_name)
 
-    # Cotangents are averaged at every boundary, not only at the end: they stay equal on all
-    # devices, and the mean of what they are pulled back to is the same, since a pull-back is linear.
-    def pull_back(state, theta, batches, rngs, k, state_bar, theta_bar):
+    def record(state, theta, batches, rngs, k):
+        """An inner step, with its transpose: a pytree, different on every device."""
         floats, rebuild = _split_floats(state)
-        batch, rng = _at(k, batches, rngs)
 
         def advance(s, a):
-            return _split_floats(inner_step(rebuild(s), a, batch, rng)[0])[0]
+            new, metrics = inner_step(rebuild(s), a, *_at(k, batches, rngs))
+            return _split_floats(new)[0], (new, metrics)
 
-        _, transpose = jax.vjp(advance, floats, theta)
+        _, transpose, (new, metrics) = jax.vjp(advance, floats, theta, has_aux=True)
+        return new, metrics, transpose
+
+    # Cotangents are averaged at every boundary, not only at the end: they stay equal on all
+    # devices, and the mean of what they are pulled back to is the same, since a pull-back is linear.
+    def pull_back(transpose, state_bar, theta_bar):
         state_bar, contribution = mean_over_devices(transpose(state_bar), axis_name)
         return state_bar, jax.tree.map(jnp.add, theta_bar, contribution)
 
     # Nobody asks for the derivative with respect to the state before the first step; without it, XLA
     # leaves out the second derivatives of all weights, a third of the work.
-    first_pull = compile(lambda *args: pull_back(*args)[1], batched_args=(2,))
+    first_play = compile(lambda *args: pull_back(*args)[1], batched_args=(0,))
+    play = compile(pull_back, batched_args=(0,))
     outer = compile(outer, batched_args=(2,))
-    pull = compile(pull_back, batched_args=(2,))
+    record = compile(record, batched_args=(2,), batched_results=(2,))
+    last_step = compile(_last_step(inner_step, outer_loss, axis_name), batched_args=(2, 5))
+    step = step or compile(indexed(inner_step), batched_args=(2,))
 
     def estimate(theta, inner_state, inner_batches, outer_batch, rngs):
         num_steps = rngs.shape[0]
         begin = 0 if horizon is None else max(0, num_steps - horizon)
         length = _segment_length(num_steps - begin) if remat == "sqrt" else 1
-        state, metrics, kept = inner_state, {}, {}
+        inputs = (theta, inner_batches, rngs)
+        state, metrics, kept, tapes = inner_state, {}, {}, {}
         for k in range(num_steps):
+            if k == begin == num_steps - 1:  # one program does it all
+                return last_step(state, *inputs, k, outer_batch)
             if k >= begin and (k - begin) % length == 0:
                 kept[k] = state
-            state, metrics = step(state, theta, inner_batches, rngs, k)
-        final = state
-        loss, outer_metrics, state_bar, theta_bar = outer(final, theta, outer_batch)
+            if k >= begin and (remat == "none" or k == num_steps - 1):
+                state, metrics, tapes[k] = record(state, *inputs, k)
+            else:
+                state, metrics = step(state, *inputs, k)
+        loss, outer_metrics, state_bar, theta_bar = outer(state, theta, outer_batch)
         for start in reversed(kept):
             states = [kept[start]]
             for k in range(start, start + length - 1):
-                states.append(step(states[-1], theta, inner_batches, rngs, k)[0])
-            for k in reversed(range(start, start + length)):
-                args = (states.pop(), theta, inner_batches, rngs, k, state_bar, theta_bar)
-                if k == begin:
-                    theta_bar = first_pull(*args)
-                else:
-                    state_bar, theta_bar = pull(*args)
+                states.append(step(states[-1], *inputs, k)[0])
             kept[start] = None
-        return Hypergradient(loss, theta_bar, final, {**metrics, **outer_metrics})
+            for k in reversed(range(start, start + length)):
+                before = states.pop()
+                tape = tapes.pop(k) if k in tapes else record(before, *inputs, k)[2]
+                if k == begin:
+                    theta_bar = first_play(tape, state_bar, theta_bar)
+                else:
+                    state_bar, theta_bar = play(tape, state_bar, theta_bar)
+        return Hypergradient(loss, theta_bar, state, {**metrics, **outer_metrics})
 
     return estimate
+
+
+def _last_step(inner_step, outer_loss, axis_name):
+    """A step, the outer loss, and its derivative with respect to theta, in one program."""
+
+    def run(state, theta, batches, rngs, k, outer_batch):
+        def objective(theta):
+            final, metrics = inner_step(state, theta, *_at(k, batches, rngs))
+            loss, outer_metrics = outer_loss(final, theta, outer_batch)
+            return loss, (final, {**metrics, **outer_metrics})
+
+        (loss, (final, metrics)), grad = jax.value_and_grad(objective, has_aux=True)(theta)
+        loss, grad, metrics = mean_over_devices((loss, grad, metrics), axis_name)
+        return Hypergradient(loss, grad, final, metrics)
+
+    return run
 
 
 def _split_floats(tree):

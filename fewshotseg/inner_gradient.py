@@ -40,9 +40,10 @@ def mixed(loss: Callable) -> Callable:
         (dg/dp)^T w = (d^2 L/dp^2) w       and      (dg/do)^T w = (d^2 L/do dp) w
 
     because second derivatives are symmetric, and both are the two halves of one directional
-    derivative: d/de G(p + e w, o) at e = 0, a single `jax.jvp` of the gradient. It costs about 2.5
-    gradients, keeps the activations of one of them, and none of the inner graph (MixFlow-MG, Kemaev
-    et al., ICML 2025). On CPUs, reverse over reverse would also leave XLA's fast convolutions.
+    derivative: d/de G(p + e w, o) at e = 0. The gradient is linearised once, when it is taken, and
+    applied to `w` in the backward pass: about two gradients more, and the activations of one are kept
+    (MixFlow-MG, Kemaev et al., ICML 2025). On CPUs, reverse over reverse would also leave XLA's fast
+    convolutions.
 
     Args:
       loss: see `reverse`; `params` and `outer` must hold floating point arrays only.
@@ -51,13 +52,33 @@ def mixed(loss: Callable) -> Callable:
       See `reverse`. `aux` is not differentiated, and nothing flows back into `data`.
     """
 
-    def pull(params, outer, data, w):
+    @jax.custom_vjp
+    def value_and_grad(params, outer, data):
+        return jax.value_and_grad(loss, has_aux=True)(params, outer, data)
+
+    def forward(*tracked):
+        params, outer, data = jax.tree.map(lambda x: x.value, tracked, is_leaf=_is_tracked)
+
         def both(p):
-            return jax.grad(lambda p, o: loss(p, o, data)[0], argnums=(0, 1))(p, outer)
+            value_and_aux, grads = jax.value_and_grad(
+                lambda p, o: loss(p, o, data), argnums=(0, 1), has_aux=True
+            )(p, outer)
+            return grads, value_and_aux
 
-        return jax.jvp(both, (params,), (w,))[1]
+        grads, directional, value_and_aux = jax.linearize(both, params, has_aux=True)
+        return (value_and_aux, grads[0]), (directional, grads)
 
-    return _with_pullback(loss, pull)
+    def backward(residuals, cotangents):
+        directional, grads = residuals
+        (value_bar, _), w = cotangents
+        w = jax.tree.map(lambda x, g: jnp.zeros_like(g) if _is_zero(x) else x, w, grads[0])
+        total = directional(w)
+        if not _is_zero(value_bar):
+            total = jax.tree.map(lambda t, g: t + value_bar * g, total, grads)
+        return *total, None
+
+    value_and_grad.defvjp(forward, backward, symbolic_zeros=True)
+    return value_and_grad
 
 
 def finite_difference(loss: Callable, radius: float = 1e-2) -> Callable:

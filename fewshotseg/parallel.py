@@ -53,31 +53,38 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
-def compile_step(function: Callable, batched_args: Sequence[int] = ()) -> Callable:
+def compile_step(
+    function: Callable, batched_args: Sequence[int] = (), batched_results: Sequence[int] = ()
+) -> Callable:
     """Compiles `function(*args)` for all local devices.
 
     Args:
       function: per-device function that averages what it returns over `AXIS_NAME`.
       batched_args: positions of arguments with a leading device axis; all others are replicated.
+      batched_results: positions, in the tuple that `function` returns, of results that differ per
+        device and get a leading device axis.
 
     Returns:
-      The compiled function; its results are replicated and have no device axis.
+      The compiled function; its other results are replicated and have no device axis.
     """
-    return _Pmapped(function, tuple(batched_args), sharded_result=False)
+    return _Pmapped(function, tuple(batched_args), tuple(batched_results))
 
 
 def compile_draw(function: Callable) -> Callable:
     """Compiles a function whose results differ per device: they get a leading device axis."""
-    return _Pmapped(function, (), sharded_result=True)
+    return _Pmapped(function, (), None)
 
 
 class _Pmapped:
     """pmap needs one argument with a device axis; the device index serves where there is none."""
 
-    def __init__(self, function, batched_args, sharded_result):
+    def __init__(self, function, batched_args, batched_results):
         self._function = function
         self._batched_args = batched_args
-        self._out_axes = 0 if sharded_result else None
+        self._out_axes = 0 if batched_results is None else None
+        if batched_results:
+            number = max(batched_results) + 1
+            self._out_axes = tuple(0 if i in batched_results else None for i in range(number))
         self._compiled = None
         self._indices = None
 

@@ -27,9 +27,9 @@ FAST_COMPILE = {
 }
 
 
-def jit(function, batched_args=()):
+def jit(function, batched_args=(), batched_results=()):
     """`jax.jit` for numbers only; also the `compile=` of an estimator on one device."""
-    del batched_args
+    del batched_args, batched_results
     return jax.jit(function, compiler_options=FAST_COMPILE)
 
 
