@@ -20,6 +20,7 @@ the weights back wrongly, and are not run here.
 
 import argparse
 import contextlib
+import ctypes
 import dataclasses
 import json
 import os
@@ -49,6 +50,7 @@ if ARGS is not None:  # before JAX and PyTorch count the cores
     os.sched_setaffinity(0, cores)
 
 import functools  # noqa: E402
+import gc  # noqa: E402
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -474,6 +476,9 @@ def rise(run):
         return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
     with contextlib.suppress(OSError, StopIteration):
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)  # what earlier calls have freed goes back first
         pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = status("VmRSS")
         run()
