@@ -1,6 +1,8 @@
 """The estimators against closed forms, matrices written out, central differences and each other."""
 
 import functools
+import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -450,6 +452,22 @@ def test_example_of_the_module_docstring():
     assert float(result.loss) == pytest.approx(0.5 * 3.35**2, rel=1e-14)
     assert float(result.grad) == pytest.approx(3.35 * 0.77, rel=1e-14)
     assert float(result.metrics["loss"]) == pytest.approx(0.5 * (1.5 - 10.0) ** 2, rel=1e-14)
+
+
+@pytest.mark.parametrize("loop", ["scan", "host"])
+def test_new_estimator_of_the_readme(loop):
+    text = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+    code = re.search(r"```python\n(def direct_only.*?)```", text, re.DOTALL)[1]
+    namespace = {"jax": jax, "hypergradient": hg}
+    exec(code, namespace)
+    problem = _make_problem()
+    estimate = namespace["direct_only"](_make_step(), _outer_loss, loop=loop, compile=tiny.jit)
+    result = estimate(*problem)
+    np.testing.assert_allclose(result.grad["shift"], 0.2 * problem[0]["shift"], rtol=1e-14)
+    np.testing.assert_array_equal(result.grad["weights"], 0.0)
+    reference = _result("unrolled")
+    assert result.loss == pytest.approx(float(reference.loss), rel=1e-12)
+    assert result.metrics.keys() == reference.metrics.keys()
 
 
 # --- The ways of differentiating an inner gradient -----------------------------------------------
