@@ -2,7 +2,7 @@
 
 They are the data set that needs no download. Nothing here is a picture of a patient, and a score on
 phantoms says nothing about a clinic; it says whether a method works at all, and it leaves room to
-be better: one threshold on the grey value fails, 32 labelled images are too few, 1,000 are enough.
+be better: one threshold on the grey value fails, 32 labelled images are too few, 1,000 are far better.
 
 A case is drawn by a generator seeded with (style, seed, index, shifted), so it never depends on how
 many others there are, and it looks alike at every `image_size`.
