@@ -1,4 +1,4 @@
-"""Draws, steps and hypergradients on one, two and four simulated devices are the same numbers.
+"""Draws, steps and hypergradients on one, two, four and eight simulated devices are the same numbers.
 
 Run as a program, this file trains for a few steps on as many devices as it is told and saves all
 numbers; the test starts it once and compares.
@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-NUM_DEVICES = (1, 2, 4)
-NUM_STEPS, BATCH_SIZE, NUM_VALIDATION = 2, 4, 5  # the validation batch of 8 is padded unevenly
+NUM_DEVICES = (1, 2, 4, 8)
+NUM_STEPS, BATCH_SIZE, NUM_VALIDATION = 2, 8, 5  # the validation batch of 8 is padded unevenly
 
 
 def _train(loop, optimizer):
@@ -88,7 +88,7 @@ def _main(folder):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("devices")
-    flags = "--xla_force_host_platform_device_count=4 --xla_cpu_use_fusion_emitters=false"
+    flags = "--xla_force_host_platform_device_count=8 --xla_cpu_use_fusion_emitters=false"
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
@@ -107,6 +107,7 @@ def results(tmp_path_factory):
     [
         ("host_adam_2", "host_adam_1"),
         ("host_adam_4", "host_adam_1"),
+        ("host_adam_8", "host_adam_1"),
         ("scan_adam_4", "host_adam_1"),
         ("host_sgd_4", "host_sgd_1"),
     ],

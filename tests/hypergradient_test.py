@@ -133,7 +133,7 @@ def test_unrolled_is_the_derivative_of_training(optimizer):
 def test_every_way_of_computing_it_gives_the_same(variant):
     _, result = _estimate(**variant)
     _, reference = _estimate(optimizer=variant.get("optimizer", "adam"))
-    assert tiny.distance(result.grad, reference.grad) < 1e-10
+    assert tiny.distance(result.grad, reference.grad) < 1e-12
     assert result.loss == pytest.approx(float(reference.loss), rel=1e-12)
     params = result.inner_state["params"], reference.inner_state["params"]
     assert tiny.distance(*params) < 1e-12
