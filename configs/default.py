@@ -61,7 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # both 0: all that are not test cases, a fifth of them to validate.
     config.data.num_train = 32
     config.data.num_validation = 8
-    config.data.num_test = 0  # at most so many test cases; 0 for all that are left
+    config.data.num_test = 0  # at most so many test cases, evenly spaced; 0 for all
     config.data.split_file = ""  # JSON lists of ids {"train": [], "validation": [], "test": []}
     # Further test sets, e.g. out of domain: name -> source_config().
     config.test_sets = ConfigDict()

@@ -116,8 +116,14 @@ def create_split(config, source: CaseSource) -> splits.Split:
     else:
         split = _draw_all(draw, source, lists)
     if fields.num_test:
-        split = dataclasses.replace(split, test=split.test[: fields.num_test])
+        split = dataclasses.replace(split, test=spread(split.test, fields.num_test))
     return split
+
+
+def spread(ids: tuple[str, ...], number: int) -> tuple[str, ...]:
+    """At most `number` of `ids`, evenly spaced: the first ones may all be of one kind."""
+    number = min(number, len(ids))
+    return tuple(ids[i * len(ids) // number] for i in range(number))
 
 
 def _draw_all(draw, source, lists, tries=5):
