@@ -190,7 +190,8 @@ def test_another_configuration_needs_another_folder(finished, cache):
 
 
 class Flags:
-    data_dir = input = output = None
+    data_dir = input = output = coordinator = None
+    num_processes, process_id = 1, 0
 
     def __init__(self, workdir):
         self.workdir = str(workdir)
@@ -335,7 +336,7 @@ def test_unwritable_workdir(tmp_path):
 
 
 def test_batch_size_must_fit_the_devices(monkeypatch):
-    monkeypatch.setattr(parallel.jax, "local_device_count", lambda: 3)
+    monkeypatch.setattr(parallel.jax, "device_count", lambda: 3)
     with pytest.raises(errors.InputError, match="batch_size=4.*multiple of 3"):
         experiment.check_config(demo.get_config("runlocal"))
 
