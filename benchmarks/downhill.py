@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from fewshotseg import checkpoint, experiment, genseg, parallel, run_files, train
+from fewshotseg import cases, checkpoint, experiment, genseg, parallel, run_files, train
 from fewshotseg.data import input_pipeline
 
 
@@ -36,7 +36,7 @@ def main():
     parser.add_argument("--distance", type=float, default=0.3, help="norm of the move of theta")
     args = parser.parse_args()
     config = ConfigDict(run_files.read_config(args.run))
-    data = experiment.create_data(config)
+    data = cases.create_data(config)
     networks = experiment.create_networks(config, data.num_classes)
     method, _ = experiment.create_method(config, networks, data.num_classes, "end2end", "train")
     gan = experiment.init_gan(config, networks, method)

@@ -114,11 +114,11 @@ def hypergradient(config, flags) -> None:
 
 
 def check(config, flags) -> None:
-    from fewshotseg import experiment
+    from fewshotseg import cases
     from fewshotseg.data import check as check_lib
 
     output = pathlib.Path(flags.output or pathlib.Path(flags.workdir, "check"))
-    source = experiment.create_source(config.data, strict=False)
+    source = cases.create_source(config.data, strict=False)
     found = check_lib.check_source(source, output, config.data.image_size)
     print(f"Contact sheet: {output / 'contact_sheet.png'}")
     if found["faults"]:

@@ -16,7 +16,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fewshotseg import checkpoint, experiment, figures, report_plots, run_files, summaries, train
+from fewshotseg import (
+    cases,
+    checkpoint,
+    config_check,
+    estimator_factory,
+    experiment,
+    figures,
+    report_plots,
+    run_files,
+    summaries,
+    train,
+)
 from fewshotseg.data import splits
 
 REFERENCE = "mixed_mode"
@@ -111,11 +122,11 @@ def compare_estimators(config, workdir: str | pathlib.Path) -> list[Row]:
     Raises:
       InputError: see `train.train_and_evaluate`.
     """
-    experiment.check_config(config)
+    config_check.check_config(config)
     workdir = pathlib.Path(workdir)
     checkpoint.check_writable(workdir / "hypergradient")
     run_files.write(config, workdir)
-    data = experiment.create_data(config)
+    data = cases.create_data(config)
     splits.write_split(workdir / "splits.json", data.split, {})
     state = _state(config, data, workdir)
     most = max(config.diagnose.inner_steps)
@@ -170,7 +181,7 @@ def _measure(config, data, name, problem, exact):
     networks = experiment.create_networks(config, data.num_classes)
     method, _ = experiment.create_method(config, networks, data.num_classes, "end2end", "train")
     meter = Meter()
-    estimate = experiment.create_estimator(
+    estimate = estimator_factory.create_estimator(
         config, dataclasses.replace(method, axis_name=None), axis_name=None, compile=meter.compile
     )
     result = jax.block_until_ready(estimate(*problem))

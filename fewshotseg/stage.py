@@ -1,16 +1,20 @@
 """One stage of training: the loop over steps, with its log, checkpoints, samples and resume."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
+import signal
+import threading
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fewshotseg import checkpoint, errors, experiment, figures, losses, parallel, summaries
+from fewshotseg import cases, checkpoint, errors, figures, losses, parallel, summaries
 from fewshotseg.state import GenSegState
 
 
@@ -22,13 +26,17 @@ class Stage:
     """
 
     config: Any
-    data: experiment.Data
+    data: cases.Data
     folder: pathlib.Path
     name: str = ""
     stage: str = ""
 
     def run(self) -> Any:
         """Runs or resumes the stage; returns what `result` makes of the end."""
+        with remembered_interrupts() as raise_if_interrupted:
+            return self._run(raise_if_interrupted)
+
+    def _run(self, raise_if_interrupted):
         checkpoints = checkpoint.Checkpoints(self.folder / "checkpoints")
         state = self.initial_state()
         if parallel.is_main():
@@ -74,6 +82,7 @@ class Stage:
                     checkpoints.save(step, state, best, progress)
                 bar.update(consumed)
                 settled = state, best, dict(progress)
+                raise_if_interrupted()
         except KeyboardInterrupt:
             state, best, progress = settled
             checkpoints.save(int(state.step), state, self.usable(state, best), progress)
@@ -130,6 +139,34 @@ class Stage:
             return self.method.generate(generator, theta["architecture"], one_hot, None)
 
         return draw
+
+
+@contextlib.contextmanager
+def remembered_interrupts() -> Iterator[Callable[[], None]]:
+    """Yields a function that raises KeyboardInterrupt if there was a Ctrl-C, now or earlier.
+
+    Ctrl-C also interrupts at once, as ever. But where it strikes a destructor or a callback of the
+    garbage collector, and JAX has both, Python prints the exception and drops it.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield lambda: None  # signals are not ours to handle, or Ctrl-C is ignored
+        return
+    seen = []
+
+    def handle(number, frame):
+        seen.append(number)
+        before(number, frame)
+
+    def raise_if_interrupted():
+        if seen:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield raise_if_interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:

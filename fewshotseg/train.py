@@ -10,7 +10,10 @@ import numpy as np
 import optax
 
 from fewshotseg import (
+    cases,
     checkpoint,
+    config_check,
+    estimator_factory,
     experiment,
     figures,
     genseg,
@@ -40,7 +43,7 @@ def train_and_evaluate(config, workdir: str | os.PathLike[str]) -> None:
       InputError: bad data, a bad field, a workdir of another configuration, a full disk, or a loss
         that is not finite.
     """
-    experiment.check_config(config)
+    config_check.check_config(config)
     workdir = pathlib.Path(workdir)
     if parallel.is_main():
         checkpoint.check_writable(workdir)
@@ -49,7 +52,7 @@ def train_and_evaluate(config, workdir: str | os.PathLike[str]) -> None:
             f"{config.name}: seed {config.seed}, {run_files.device()}, results in {workdir}",
             flush=True,
         )
-    data = experiment.create_data(config)
+    data = cases.create_data(config)
     if parallel.is_main():
         _describe(data, workdir)
     gan = None
@@ -66,7 +69,7 @@ def train_and_evaluate(config, workdir: str | os.PathLike[str]) -> None:
             jax.clear_caches()
 
 
-def _describe(data: experiment.Data, workdir: pathlib.Path) -> None:
+def _describe(data: cases.Data, workdir: pathlib.Path) -> None:
     """Writes what a run knows before it trains: its split, classes, contact sheet and threshold."""
     tests = {name: ids for name, (_, ids) in data.test_sets.items()}
     splits.write_split(workdir / "splits.json", data.split, tests)
@@ -161,7 +164,7 @@ class Training(Stage):
         self.arrays = jax.tree.map(jnp.asarray, dict(data.train))
         self.validation_arrays = jax.tree.map(jnp.asarray, dict(data.validation))
         self.step = _compile_inner_step(self.method, method in ("joint", "end2end"))
-        self.estimate = experiment.create_estimator(config, self.method, self.step)
+        self.estimate = estimator_factory.create_estimator(config, self.method, self.step)
         self.predict = experiment.compile_segmenter(self.method.segment)
 
     def initial_state(self):

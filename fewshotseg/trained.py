@@ -6,9 +6,10 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from fewshotseg import checkpoint, errors, evaluate, experiment, run_files, summaries
+from fewshotseg import cases, checkpoint, errors, evaluate, experiment, run_files, summaries
+from fewshotseg.cases import Data
 from fewshotseg.data import phantom
-from fewshotseg.experiment import METHODS, Data
+from fewshotseg.experiment import METHODS
 from fewshotseg.predict import Predictor
 
 
@@ -95,7 +96,7 @@ def evaluate_run(config, workdir: str | pathlib.Path) -> None:
     run_files.read_config(workdir)
     run_files.check_same(config, workdir)
     folders = _trained_folders(workdir)
-    data = experiment.create_data(config)
+    data = cases.create_data(config)
     for folder in folders:
         best, _ = checkpoint.load_best(folder / "checkpoints")
         evaluate_model(config, data, folder, best)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import default
-from fewshotseg import experiment
+from fewshotseg import config_check, experiment
 from fewshotseg.models import layers
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -23,7 +23,7 @@ def load(name, arg=""):
 @pytest.mark.parametrize("name", NAMES)
 def test_config_is_sound(name):
     config = load(name)
-    experiment.check_config(config)
+    config_check.check_config(config)
     assert config.is_locked
     networks = experiment.create_networks(config, 2)
     size, channels = config.data.image_size, config.data.channels

@@ -19,7 +19,7 @@ NUM_DEVICES = (1, 2, 4, 8)
 NUM_STEPS, BATCH_SIZE, NUM_VALIDATION = 2, 8, 5  # the validation batch of 8 is padded unevenly
 
 
-def _train(loop, optimizer):
+def _train(loop):
     """Two rounds of K steps and an outer step; all that is drawn and computed, as a dict."""
     import jax
     import jax.numpy as jnp
@@ -30,8 +30,7 @@ def _train(loop, optimizer):
     from fewshotseg.data import input_pipeline
 
     axis_name = parallel.AXIS_NAME
-    rate = {"sgd": 2.0, "adam": 0.1}[optimizer]
-    method = tiny.make_toy_method(optimizer=optimizer, learning_rate=rate, axis_name=axis_name)
+    method = tiny.make_toy_method(optimizer="adam", learning_rate=0.1, axis_name=axis_name)
     theta, inner, *_ = tiny.make_toy_problem(method, 1)
     train, validation = (
         {k: v for k, v in tiny.make_batch(np.random.default_rng(s), (n,), 4).items() if k != "key"}
@@ -76,13 +75,11 @@ def _main(folder):
     import jax
 
     jax.config.update("jax_enable_x64", True)
-    everything = [("host", "adam", n) for n in NUM_DEVICES]
-    everything += [("scan", "adam", 4), ("host", "sgd", 1), ("host", "sgd", 4)]
-    for loop, optimizer, n in everything:
+    for loop, n in [*(("host", n) for n in NUM_DEVICES), ("scan", 4)]:
         pmap = functools.partial(jax.pmap, devices=jax.devices()[:n])
         with mock.patch.object(jax, "pmap", pmap):
             with mock.patch.object(jax, "local_device_count", lambda n=n: n):
-                np.savez(folder / f"{loop}_{optimizer}_{n}.npz", **_train(loop, optimizer))
+                np.savez(folder / f"{loop}_{n}.npz", **_train(loop))
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +102,10 @@ def results(tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "reference"),
     [
-        ("host_adam_2", "host_adam_1"),
-        ("host_adam_4", "host_adam_1"),
-        ("host_adam_8", "host_adam_1"),
-        ("scan_adam_4", "host_adam_1"),
-        ("host_sgd_4", "host_sgd_1"),
+        ("host_2", "host_1"),
+        ("host_4", "host_1"),
+        ("host_8", "host_1"),
+        ("scan_4", "host_1"),
     ],
 )
 def test_any_number_of_devices_computes_the_same(results, name, reference):
@@ -121,7 +117,7 @@ def test_any_number_of_devices_computes_the_same(results, name, reference):
 
 
 def test_the_comparison_is_not_of_nothing(results):
-    numbers = results["host_adam_1"]
+    numbers = results["host_1"]
     np.testing.assert_array_equal(numbers["0/weights"], [1] * 5 + [0] * 3)
     gradients = [v for k, v in numbers.items() if k.startswith("1/['grad']")]
     assert len(gradients) == 2 and all(np.abs(g).max() > 1e-6 for g in gradients)

@@ -35,10 +35,10 @@ PROBLEM = (
 )
 
 
-def _estimate(seed=0, **options):
+def _estimator(**options):
     estimate = evolution.evolution_strategies(_step, _outer, compile=tiny.jit, **options)
-    keys = jax.random.split(jax.random.key(seed), 2)
-    return estimate(*jax.tree.map(jnp.asarray, PROBLEM), keys)
+    problem = jax.tree.map(jnp.asarray, PROBLEM)
+    return lambda seed: estimate(*problem, jax.random.split(jax.random.key(seed), 2)).grad
 
 
 def _exact():
@@ -48,12 +48,8 @@ def _exact():
 
 def test_mean_and_variance_are_as_stated():
     exact, _ = jax.flatten_util.ravel_pytree(_exact().grad)
-    draws = np.array(
-        [
-            jax.flatten_util.ravel_pytree(_estimate(s, num_pairs=16, sigma=1e-3).grad)[0]
-            for s in range(200)
-        ]
-    )
+    estimate = _estimator(num_pairs=16, sigma=1e-3)
+    draws = np.array([jax.flatten_util.ravel_pytree(estimate(seed))[0] for seed in range(200)])
     error = draws.std(0) / len(draws) ** 0.5
     assert (np.abs(draws.mean(0) - exact) < 4 * error).all()
     assert (error < 0.1 * np.linalg.norm(exact)).all()
@@ -77,7 +73,8 @@ def test_of_a_linear_loss_in_one_variable_only_the_noise_remains():
 
 
 def test_other_keys_are_other_perturbations():
-    first, again, other = (_estimate(seed, num_pairs=2, sigma=0.1).grad for seed in (0, 0, 1))
+    estimate = _estimator(num_pairs=2, sigma=0.1)
+    first, again, other = (estimate(seed) for seed in (0, 0, 1))
     assert tiny.distance(first, again) == 0
     assert tiny.distance(first, other) > 0.01
 

@@ -20,6 +20,7 @@ LAYERS = {
     2: {"genseg"},
     3: {
         "model_factory", "optimizers", "data", "checkpoint", "summaries", "run_files", "experiment",
+        "cases", "config_check", "estimator_factory",
         "report_inputs", "report_scores", "report_tables", "report_plots",
     },
     4: {"stage", "train", "evaluate", "predict", "trained", "report", "diagnose"},

@@ -18,7 +18,17 @@ import pytest
 from PIL import Image
 
 from configs import demo, folder
-from fewshotseg import checkpoint, commands, errors, experiment, parallel, summaries, trained
+from fewshotseg import (
+    cases,
+    checkpoint,
+    commands,
+    config_check,
+    errors,
+    experiment,
+    parallel,
+    summaries,
+    trained,
+)
 
 ROOT = pathlib.Path(__file__).parents[1]
 METHODS = ("real_only", "joint", "end2end")
@@ -322,7 +332,7 @@ def test_a_folder_is_divided_without_numbers(tmp_path):
     write_pairs(tmp_path / "data", number=20)
     config = folder_config(tmp_path / "data")
     config.data.num_train = config.data.num_validation = config.data.num_test = 0
-    split = experiment.create_split(config, experiment.create_source(config.data))
+    split = cases.create_split(config, cases.create_source(config.data))
     parts = [set(split.train), set(split.validation), set(split.test)]
     assert sum(map(len, parts)) == len(set().union(*parts)) <= 20
     assert len(split.test) == 4 and len(split.validation) >= 2
@@ -338,7 +348,7 @@ def test_unwritable_workdir(tmp_path):
 def test_batch_size_must_fit_the_devices(monkeypatch):
     monkeypatch.setattr(parallel.jax, "device_count", lambda: 3)
     with pytest.raises(errors.InputError, match="batch_size=4.*multiple of 3"):
-        experiment.check_config(demo.get_config("runlocal"))
+        config_check.check_config(demo.get_config("runlocal"))
 
 
 def test_a_loss_that_is_not_finite_names_stage_and_step(tmp_path):
