@@ -155,7 +155,12 @@ def test_killed_three_times_ends_with_the_same_bits(finished, cache, tmp_path):
 def test_ctrl_c_leaves_a_model_that_predicts(finished, cache, tmp_path):
     workdir = tmp_path / "stopped"
     with subprocess.Popen(
-        command(workdir, cache), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+        command(workdir, cache),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+        # In the background of a shell script, Ctrl-C would be ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert wait_for_step(process, workdir / "real_only" / "log.jsonl", 5)
         process.send_signal(signal.SIGINT)
