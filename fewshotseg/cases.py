@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fewshotseg import errors
-from fewshotseg.data import folder, input_pipeline, phantom, splits
+from fewshotseg.data import folder, input_pipeline, phantom, split_files, splits
 from fewshotseg.types import CaseSource
 
 TEST_FRACTION = 0.2  # of the cases, where nothing else says which ones test
@@ -26,7 +26,7 @@ class Data:
     """
 
     source: CaseSource
-    split: splits.Split
+    split: split_files.Split
     train: Mapping[str, np.ndarray]
     validation: Mapping[str, np.ndarray]
     test_sets: Mapping[str, tuple[CaseSource, tuple[str, ...]]]
@@ -67,7 +67,7 @@ def create_source(config, strict: bool = True) -> CaseSource:
     raise errors.InputError(f"data.source is {config.source!r}: use 'phantom', 'folder' or 'tfds'.")
 
 
-def create_split(config, source: CaseSource) -> splits.Split:
+def create_split(config, source: CaseSource) -> split_files.Split:
     """Few-shot split of the seed, or the lists of `data.split_file`."""
     fields = config.data
     lists = fields.split_file or None

@@ -28,7 +28,7 @@ from fewshotseg import (
     summaries,
     train,
 )
-from fewshotseg.data import splits
+from fewshotseg.data import split_files
 
 REFERENCE = "mixed_mode"
 COLUMNS = (
@@ -127,7 +127,7 @@ def compare_estimators(config, workdir: str | pathlib.Path) -> list[Row]:
     checkpoint.check_writable(workdir / "hypergradient")
     run_files.write(config, workdir)
     data = cases.create_data(config)
-    splits.write_split(workdir / "splits.json", data.split, {})
+    split_files.write_split(workdir / "splits.json", data.split, {})
     state = _state(config, data, workdir)
     most = max(config.diagnose.inner_steps)
     draw, draw_outer = experiment.create_draws(

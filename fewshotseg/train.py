@@ -23,7 +23,7 @@ from fewshotseg import (
     run_files,
     trained,
 )
-from fewshotseg.data import splits, transforms
+from fewshotseg.data import split_files, transforms
 from fewshotseg.models import search_space
 from fewshotseg.stage import Stage
 from fewshotseg.state import GenSegState
@@ -72,7 +72,7 @@ def train_and_evaluate(config, workdir: str | os.PathLike[str]) -> None:
 def _describe(data: cases.Data, workdir: pathlib.Path) -> None:
     """Writes what a run knows before it trains: its split, classes, contact sheet and threshold."""
     tests = {name: ids for name, (_, ids) in data.test_sets.items()}
-    splits.write_split(workdir / "splits.json", data.split, tests)
+    split_files.write_split(workdir / "splits.json", data.split, tests)
     run_files.write_json(list(data.source.class_names), workdir / "classes.json")
     figures.contact_sheet(
         [data.source.load(i) for i in data.split.train], workdir / "contact_sheet.png"

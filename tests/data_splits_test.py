@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from fewshotseg.data import splits
+from fewshotseg.data import split_files, splits
 from fewshotseg.data.folder import FolderSource
 from fewshotseg.errors import InputError
 from fewshotseg.types import Case
@@ -37,46 +37,6 @@ class _Source:
 
 def _disjoint(*parts):
     return len({i for part in parts for i in part}) == sum(map(len, parts))
-
-
-def test_thumbnails_ignore_brightness_contrast_and_colour():
-    image = np.random.default_rng(0).integers(0, 120, (50, 70, 3), np.uint8)
-    thumbnail = splits.thumbnail(image)
-    assert thumbnail.shape == (576,) and thumbnail.dtype == np.float32
-    assert np.isclose(np.linalg.norm(thumbnail), 1) and abs(thumbnail.mean()) < 1e-6
-    assert thumbnail @ splits.thumbnail(image * 2 + np.uint8(10)) > 0.99
-    assert not splits.thumbnail(np.full((9, 9, 1), 7, np.uint8)).any()
-
-
-def test_near_duplicates_agree_with_numpy():
-    rng = np.random.default_rng(1)
-    images = rng.integers(0, 256, (30, 24, 24, 1)).astype(np.uint8)
-    images[7] = images[3]
-    images[20] = np.clip(images[11] * 0.9 + rng.normal(0, 20, images[11].shape), 0, 255)
-    found = splits.near_duplicates(np.stack([splits.thumbnail(image) for image in images]))
-    correlation = np.corrcoef(images.reshape(30, -1))
-    expected = [(3, 7, 1.0), (11, 20, correlation[11, 20])]
-    assert 0.95 < correlation[11, 20] < 0.99
-    assert [pair[:2] for pair in found] == [pair[:2] for pair in expected]
-    np.testing.assert_allclose([p[2] for p in found], [p[2] for p in expected], atol=1e-5)
-
-
-def test_near_duplicates_across_blocks():
-    thumbnails = np.random.default_rng(2).normal(size=(2100, 576)).astype(np.float32)
-    thumbnails -= thumbnails.mean(axis=1, keepdims=True)
-    thumbnails /= np.linalg.norm(thumbnails, axis=1, keepdims=True)
-    thumbnails[2050] = thumbnails[5]
-    thumbnails[1030] = thumbnails[1025]
-    assert [p[:2] for p in splits.near_duplicates(thumbnails)] == [(5, 2050), (1025, 1030)]
-
-
-def test_clusters_join_groups_and_duplicates():
-    thumbnails = np.eye(6, 576, dtype=np.float32)
-    thumbnails[4] = thumbnails[1]
-    numbers = splits.clusters(thumbnails, ["a", "b", "a", "", "c", ""])
-    assert numbers[0] == numbers[2] and numbers[1] == numbers[4]
-    assert len(set(numbers)) == 4
-    assert len(set(splits.clusters(thumbnails[:4], [""] * 4))) == 4
 
 
 def test_draw_depends_on_name_and_seed_only():
@@ -242,48 +202,12 @@ def test_bad_lists_are_refused(tmp_path):
             splits.few_shot_split(source, 1, 1, seed=0, lists=lists)
 
 
-def test_ids_may_come_with_extension_or_without_folder():
-    known = ("benign/b (1)", "benign/b (2)", "train/1", "validation/1")
-    assert splits.resolve_ids(["b (2)", "benign/b (1).png"], known, "x") == (known[1], known[0])
-    with pytest.raises(InputError, match="there is no case '1'"):
-        splits.resolve_ids(["1"], known, "x")
-
-
 def test_too_few_cases_are_counted():
     groups = {f"c{index:03d}": f"p{index % 2}" for index in range(20)}
     with pytest.raises(InputError, match="30 training and 5 validation.*only 24.*6 test"):
         splits.few_shot_split(_Source(30), 30, 5, seed=0)
     with pytest.raises(InputError, match="in 1 independent clusters"):
         splits.few_shot_split(_Source(20, groups=groups), 4, 2, seed=0)
-
-
-def test_split_files_round_trip(tmp_path):
-    split = splits.Split(("b", "a"), ("c",), ("ä/1", "d"))
-    splits.write_split(tmp_path / "splits.json", split)
-    assert splits.read_split(tmp_path / "splits.json") == split
-    assert [path.name for path in tmp_path.iterdir()] == ["splits.json"]
-    splits.write_split(tmp_path / "splits.json", split, {"busi": split.test, "other": ["x"]})
-    content = json.loads((tmp_path / "splits.json").read_text())
-    assert list(content) == ["train", "validation", "test/busi", "test/other"]
-    assert splits.read_split(tmp_path / "splits.json") == split
-
-
-def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
-    split = splits.Split(("a",), ("b",), ("c",))
-    splits.write_split(tmp_path / "splits.json", split)
-
-    def full_disk(self, text, encoding=None):
-        self.touch()
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("pathlib.Path.write_text", full_disk)
-    with pytest.raises(InputError, match="splits.json: cannot be written .No space"):
-        splits.write_split(tmp_path / "splits.json", splits.Split(("z",), (), ()))
-    assert splits.read_split(tmp_path / "splits.json") == split
-    assert [path.name for path in tmp_path.iterdir()] == ["splits.json"]
-    with pytest.raises(InputError, match="'train' is missing"):
-        (tmp_path / "other.json").open("w").write("{}")
-        splits.read_split(tmp_path / "other.json")
 
 
 def test_real_lists(shared_data):
@@ -293,5 +217,5 @@ def test_real_lists(shared_data):
     parts = {"train": lists / "train.txt", "test": lists / "test.txt"}
     draw = splits.few_shot_split(source, 32, 8, seed=0, lists=parts)
     assert (len(draw.train), len(draw.validation), len(draw.test)) == (32, 8, 100)
-    assert {*draw.train, *draw.validation} == set(splits.read_ids(parts["train"]))
+    assert {*draw.train, *draw.validation} == set(split_files.read_ids(parts["train"]))
     assert draw.notes == ()

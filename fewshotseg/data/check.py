@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fewshotseg.data import splits, transforms
+from fewshotseg.data import look_alikes, transforms
 from fewshotseg.errors import InputError
 from fewshotseg.types import Case, CaseSource
 
@@ -118,7 +118,7 @@ def _examine(case: Case, num_classes: int, image_size: int) -> dict[str, Any]:
         "notes": case.notes,
         "share": counts / case.mask.size,
         "vanishes": bool(np.any((counts > 0) & (left == 0))),
-        "thumbnail": splits.thumbnail(case.image),
+        "thumbnail": look_alikes.thumbnail(case.image),
     }
 
 
@@ -154,7 +154,7 @@ def _summarise(source: CaseSource, image_size: int, records, faults) -> Report:
         "vanishing": [record["id"] for record in records if record["vanishes"]],
         "duplicates": [
             [ids[i], ids[j], round(correlation, 4)]
-            for i, j, correlation in splits.near_duplicates(thumbnails)
+            for i, j, correlation in look_alikes.near_duplicates(thumbnails)
         ],
         "notes": dict(notes.most_common()),
     }

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
-from fewshotseg.data import folder, phantom, splits
+from fewshotseg.data import folder, phantom, split_files
 from fewshotseg.errors import InputError
 from fewshotseg.types import Case, CaseSource
 
@@ -176,7 +176,7 @@ class TfdsSource:
           InputError: unknown id, or a damaged file.
         """
         if case_id not in self._places:
-            splits.resolve_ids([case_id], self.ids, f"data set {self.name!r}")
+            split_files.resolve_ids([case_id], self.ids, f"data set {self.name!r}")
         split, index = self._places[case_id]
         try:
             example = self._records[split][index]

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from fewshotseg.data import transforms
-from fewshotseg.data.splits import read_ids, resolve_ids
+from fewshotseg.data.split_files import read_ids, resolve_ids
 from fewshotseg.errors import InputError
 from fewshotseg.types import Case
 

@@ -11,7 +11,7 @@ DebeshJha/2020-MediaEval-Medico-polyp-segmentation; put beside `images`, they be
 
 import pathlib
 
-from fewshotseg.data import splits
+from fewshotseg.data import split_files
 from fewshotseg.data.builders import base
 
 _LISTS = {"train.txt": "train", "val.txt": "validation"}
@@ -49,7 +49,7 @@ class KvasirSeg(base.SegmentationBuilder):
             pathlib.PurePath(case_id).stem: split
             for name, split in _LISTS.items()
             if all((root / other).is_file() for other in _LISTS)
-            for case_id in splits.read_ids(root / name)
+            for case_id in split_files.read_ids(root / name)
         }
         items = base.items_of_folders(root / "images", root / "masks")
         return [

@@ -1,0 +1,76 @@
+"""Which images are nearly the same, and which cases must therefore stay together."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+THUMBNAIL_SIZE = 24
+DUPLICATE_CORRELATION = 0.95
+
+
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """A small grey copy with mean 0 and length 1, so that a dot product is a correlation.
+
+    Args:
+      image: uint8 `[H, W, C]`, C is 1 or 3.
+
+    Returns:
+      float32 `[24 * 24]`; all zero if the image is flat.
+    """
+    grey = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("L")
+    size = (THUMBNAIL_SIZE, THUMBNAIL_SIZE)
+    small = np.asarray(grey.resize(size, Image.Resampling.BOX), np.float32).ravel()
+    small = small - small.mean()
+    length = np.linalg.norm(small)
+    return small / length if length > 1e-3 else np.zeros_like(small)
+
+
+def near_duplicates(
+    thumbnails: np.ndarray, threshold: float = DUPLICATE_CORRELATION
+) -> list[tuple[int, int, float]]:
+    """Pairs of images that look the same.
+
+    Args:
+      thumbnails: float32 `[N, 24 * 24]` from `thumbnail`.
+      threshold: least correlation of such a pair.
+
+    Returns:
+      `(i, j, correlation)` with i < j, ascending.
+    """
+    pairs = []
+    for start in range(0, len(thumbnails), 1024):
+        block = thumbnails[start : start + 1024]
+        correlation = block @ thumbnails[start:].T
+        rows, columns = np.nonzero(np.triu(correlation >= threshold, k=1))
+        pairs += [
+            (start + int(i), start + int(j), float(correlation[i, j]))
+            for i, j in zip(rows, columns, strict=True)
+        ]
+    return pairs
+
+
+def clusters(
+    thumbnails: np.ndarray, groups: Sequence[str], threshold: float = DUPLICATE_CORRELATION
+) -> np.ndarray:
+    """Numbers the sets of cases that must stay together.
+
+    Args:
+      thumbnails: float32 `[N, 24 * 24]`.
+      groups: N patients or series; '' belongs to no group.
+      threshold: see `near_duplicates`.
+
+    Returns:
+      int `[N]`; equal numbers are linked by a common group or by near-duplicates.
+    """
+    links = [(i, j) for i, j, _ in near_duplicates(thumbnails, threshold)]
+    first_of = {}
+    for index, group in enumerate(groups):
+        if group:
+            links.append((first_of.setdefault(group, index), index))
+    number = len(groups)
+    rows, columns = np.array(links, int).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(number, number))
+    return connected_components(graph, directed=False)[1]
