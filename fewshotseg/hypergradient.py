@@ -49,6 +49,7 @@ This file has the contract and the first family; `implicit` has the second, `evo
 derivatives. The four import nothing but JAX and each other, and can be lifted into another project.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -105,8 +106,8 @@ def unrolled(
     several times less time and memory than reverse over reverse. Use it unless K states do not fit.
 
     Time: K (t + 2 t), with another t per step for remat='step' and two for 'sqrt'. Memory: all
-    activations, twice ('none'); K inner states plus those of one step ('step'); about 2 sqrt(K) states
-    plus those of one step ('sqrt').
+    activations, twice ('none'); K inner states plus the activations of one step ('step'); about
+    2 sqrt(K) states plus the activations of one step ('sqrt').
 
     Several devices: every device holds a shard of each batch; `inner_step` averages its gradients
     over `axis_name`; the outer loss stays local and its gradient is averaged here, at the end. The
@@ -265,13 +266,6 @@ def _unrolled_scan(inner_step, outer_loss, horizon, remat, axis_name):
 
 
 def _unrolled_host(inner_step, outer_loss, horizon, remat, axis_name, compile, step):
-    def outer(state, theta, batch):
-        floats, rebuild = _split_floats(state)
-        (loss, metrics), bars = jax.value_and_grad(
-            lambda s, a: outer_loss(rebuild(s), a, batch), argnums=(0, 1), has_aux=True
-        )(floats, theta)
-        return mean_over_devices((loss, metrics, *bars), axis_name)
-
     def record(state, theta, batches, rngs, k):
         """An inner step, with its transpose: a pytree, different on every device."""
         floats, rebuild = _split_floats(state)
@@ -285,66 +279,63 @@ def _unrolled_host(inner_step, outer_loss, horizon, remat, axis_name, compile, s
 
     # Cotangents are averaged at every boundary, not only at the end: they stay equal on all
     # devices, and the mean of what they are pulled back to is the same, since a pull-back is linear.
-    def pull_back(transpose, state_bar, theta_bar):
+    def play(transpose, state_bar, theta_bar):
         state_bar, contribution = mean_over_devices(transpose(state_bar), axis_name)
         return state_bar, jax.tree.map(jnp.add, theta_bar, contribution)
 
-    # Nobody asks for the derivative with respect to the state before the first step; without it, XLA
-    # leaves out the second derivatives of all weights, a third of the work.
-    first_play = compile(lambda *args: pull_back(*args)[1], batched_args=(0,))
-    play = compile(pull_back, batched_args=(0,))
-    outer = compile(outer, batched_args=(2,))
-    record = compile(record, batched_args=(2,), batched_results=(2,))
-    last_step = compile(_last_step(inner_step, outer_loss, axis_name), batched_args=(2, 5))
-    step = step or compile(indexed(inner_step), batched_args=(2,))
+    def redo(state, theta, batches, rngs, k, state_bar, theta_bar):
+        return play(record(state, theta, batches, rngs, k)[2], state_bar, theta_bar)
+
+    def last(state, theta, batches, rngs, k, outer_batch):
+        """The last step and the outer loss, pulled back to before that step."""
+        new, metrics, transpose = record(state, theta, batches, rngs, k)
+        floats, rebuild = _split_floats(new)
+        (loss, outer_metrics), bars = jax.value_and_grad(
+            lambda s, a: outer_loss(rebuild(s), a, outer_batch), argnums=(0, 1), has_aux=True
+        )(floats, theta)
+        loss, outer_metrics, bars = mean_over_devices((loss, outer_metrics, bars), axis_name)
+        state_bar, theta_bar = play(transpose, *bars)
+        return state_bar, Hypergradient(loss, theta_bar, new, {**metrics, **outer_metrics})
+
+    def without_state_bar(function, batched_args):
+        """Nobody asks for the derivative with respect to the state before the first step; without
+        it, XLA leaves out the second derivatives of all weights, a third of the work."""
+        return compile(lambda *args: function(*args)[1], batched_args=batched_args)
+
+    first_play, first_redo = without_state_bar(play, (0,)), without_state_bar(redo, (2,))
+    only_step = without_state_bar(last, (2, 5))
+    record_step = compile(record, batched_args=(2,), batched_results=(2,))
+    play_step, redo_step = compile(play, batched_args=(0,)), compile(redo, batched_args=(2,))
+    last_step = compile(last, batched_args=(2, 5))
 
     def estimate(theta, inner_state, inner_batches, outer_batch, rngs):
-        num_steps = rngs.shape[0]
-        begin = 0 if horizon is None else max(0, num_steps - horizon)
-        length = _segment_length(num_steps - begin) if remat == "sqrt" else 1
+        end = rngs.shape[0] - 1
+        begin = 0 if horizon is None else max(0, end + 1 - horizon)
+        length = max(1, math.isqrt(end - begin)) if remat == "sqrt" else 1
         inputs = (theta, inner_batches, rngs)
-        state, metrics, kept, tapes = inner_state, {}, {}, {}
-        for k in range(num_steps):
-            if k == begin == num_steps - 1:  # one program does it all
-                return last_step(state, *inputs, k, outer_batch)
+        state, states, tapes = inner_state, {}, {}
+        for k in range(end):
+            if k >= begin and remat == "none":
+                state, _, tapes[k] = record_step(state, *inputs, k)
+                continue
             if k >= begin and (k - begin) % length == 0:
-                kept[k] = state
-            if k >= begin and (remat == "none" or k == num_steps - 1):
-                state, metrics, tapes[k] = record(state, *inputs, k)
-            else:
-                state, metrics = step(state, *inputs, k)
-        loss, outer_metrics, state_bar, theta_bar = outer(state, theta, outer_batch)
-        for start in reversed(kept):
-            states = [kept[start]]
-            for k in range(start, start + length - 1):
-                states.append(step(states[-1], *inputs, k)[0])
-            kept[start] = None
-            for k in reversed(range(start, start + length)):
-                before = states.pop()
-                tape = tapes.pop(k) if k in tapes else record(before, *inputs, k)[2]
-                if k == begin:
-                    theta_bar = first_play(tape, state_bar, theta_bar)
-                else:
-                    state_bar, theta_bar = play(tape, state_bar, theta_bar)
-        return Hypergradient(loss, theta_bar, state, {**metrics, **outer_metrics})
+                states[k] = state
+            state, _ = step(state, *inputs, k)
+        if begin == end:
+            return only_step(state, *inputs, end, outer_batch)
+        state_bar, result = last_step(state, *inputs, end, outer_batch)
+        bars = state_bar, result.grad
+        for k in reversed(range(begin, end)):
+            if remat == "none":
+                bars = (play_step if k > begin else first_play)(tapes.pop(k), *bars)
+                continue
+            for j in range(k - (k - begin) % length, k):
+                if j + 1 not in states:
+                    states[j + 1], _ = step(states[j], *inputs, j)
+            bars = (redo_step if k > begin else first_redo)(states.pop(k), *inputs, k, *bars)
+        return result._replace(grad=bars)
 
     return estimate
-
-
-def _last_step(inner_step, outer_loss, axis_name):
-    """A step, the outer loss, and its derivative with respect to theta, in one program."""
-
-    def run(state, theta, batches, rngs, k, outer_batch):
-        def objective(theta):
-            final, metrics = inner_step(state, theta, *_at(k, batches, rngs))
-            loss, outer_metrics = outer_loss(final, theta, outer_batch)
-            return loss, (final, {**metrics, **outer_metrics})
-
-        (loss, (final, metrics)), grad = jax.value_and_grad(objective, has_aux=True)(theta)
-        loss, grad, metrics = mean_over_devices((loss, grad, metrics), axis_name)
-        return Hypergradient(loss, grad, final, metrics)
-
-    return run
 
 
 def _split_floats(tree):

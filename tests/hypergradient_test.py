@@ -308,7 +308,15 @@ def test_unsound_options_are_refused():
         hg.truncated(_make_step(), _outer_loss, horizon=0)
 
 
-def test_host_loop_uses_the_step_it_is_given():
+@pytest.mark.parametrize(
+    ("remat", "expected"),
+    [
+        ("none", []),  # every step is recorded together with its transpose
+        ("step", [*range(10)]),  # the last one has a program of its own, with the outer loss
+        ("sqrt", [*range(10), 6, 7, 3, 4, 0, 1]),
+    ],
+)
+def test_host_loop_uses_the_step_it_is_given(remat, expected):
     calls = []
     step = _make_step()
     compiled = tiny.jit(hg.indexed(step))
@@ -317,8 +325,9 @@ def test_host_loop_uses_the_step_it_is_given():
         calls.append(args[-1])
         return compiled(*args)
 
-    hg.unrolled(step, _outer_loss, loop="host", compile=tiny.jit, step=counting)(*_make_problem())
-    assert calls == [0, 1]  # the last one is recorded together with its transpose
+    options = dict(loop="host", compile=tiny.jit, step=counting, remat=remat)
+    hg.unrolled(step, _outer_loss, **options)(*_make_problem(num_steps=11))
+    assert calls == expected
 
 
 def test_unknown_loop_is_refused():
