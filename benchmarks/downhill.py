@@ -20,8 +20,14 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from fewshotseg import cases, checkpoint, experiment, genseg, parallel, run_files, train
-from fewshotseg.data import input_pipeline
+from fewshotseg.data import batches as input_pipeline
+from fewshotseg.data import cases
+from fewshotseg.genseg import levels as genseg
+from fewshotseg.runs import checkpoint
+from fewshotseg.runs import folder as run_files
+from fewshotseg.training import build as experiment
+from fewshotseg.training import devices as parallel
+from fewshotseg.training import train
 
 
 def shift(theta, direction, amount):

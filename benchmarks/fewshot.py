@@ -144,7 +144,8 @@ def _spread(values, sign=""):
 
 def main(argv):
     del argv
-    from fewshotseg import commands, errors, train
+    from fewshotseg import commands, errors
+    from fewshotseg.training import train
 
     logging.set_verbosity(logging.WARNING)
     commands.set_compilation_cache(FLAGS.config.compilation_cache)

@@ -59,8 +59,13 @@ import segmenter_vs_torch  # noqa: E402
 import torch  # noqa: E402
 from torch.func import functional_call  # noqa: E402
 
-from fewshotseg import genseg, hypergradient, implicit, inner_gradient, optimizers, state  # noqa: E402
-from fewshotseg.models import generator, layers, search_space, unet  # noqa: E402
+from fewshotseg.genseg import levels as genseg  # noqa: E402
+from fewshotseg.genseg import state  # noqa: E402
+from fewshotseg.hypergradient import implicit, inner_gradient  # noqa: E402
+from fewshotseg.hypergradient import unrolled as hypergradient  # noqa: E402
+from fewshotseg.models import layers, search_space, unet  # noqa: E402
+from fewshotseg.models import pix2pix as generator  # noqa: E402
+from fewshotseg.training import optimizers  # noqa: E402
 
 RATE, EPS, EPS_ROOT = 1e-3, 1e-8, 1e-8
 

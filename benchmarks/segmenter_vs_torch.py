@@ -18,8 +18,9 @@ import numpy as np
 import optax
 import torch
 
-from fewshotseg import losses, optimizers
+from fewshotseg.genseg import losses
 from fewshotseg.models import layers, unet
+from fewshotseg.training import optimizers
 
 
 class TorchUNet(torch.nn.Module):

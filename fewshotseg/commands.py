@@ -21,7 +21,8 @@ def run(mode: str, config, flags: Any) -> None:
     """
     import jax
 
-    from fewshotseg import checkpoint, parallel
+    from fewshotseg.runs import checkpoint
+    from fewshotseg.training import devices as parallel
 
     set_compilation_cache(config.compilation_cache)
     together = flags.coordinator or flags.num_processes > 1
@@ -58,8 +59,8 @@ def set_compilation_cache(folder: str) -> None:
 
 
 def train(config, flags) -> None:
-    from fewshotseg import parallel
-    from fewshotseg import train as train_lib
+    from fewshotseg.training import devices as parallel
+    from fewshotseg.training import train as train_lib
 
     train_lib.train_and_evaluate(config, flags.workdir)
     if parallel.is_main():
@@ -67,15 +68,15 @@ def train(config, flags) -> None:
 
 
 def evaluate(config, flags) -> None:
-    from fewshotseg import trained
+    from fewshotseg.results import predictor as trained
 
     trained.evaluate_run(config, flags.workdir)
     _report([pathlib.Path(flags.workdir)])
 
 
 def predict(config, flags) -> None:
-    from fewshotseg import predict as predict_lib
-    from fewshotseg import trained
+    from fewshotseg.results import predict_files as predict_lib
+    from fewshotseg.results import predictor as trained
 
     if not flags.input or not flags.output:
         raise errors.InputError("predict needs --input=FILE|DIR and --output=DIR.")
@@ -98,7 +99,7 @@ def report(config, flags) -> None:
 
 
 def _report(workdirs, output=None):
-    from fewshotseg import report as report_lib
+    from fewshotseg.results.report import page as report_lib
 
     path = report_lib.build_report(workdirs, output or workdirs[0] / "report.html")
     print(report_lib.results_table(workdirs))
@@ -106,7 +107,7 @@ def _report(workdirs, output=None):
 
 
 def hypergradient(config, flags) -> None:
-    from fewshotseg import diagnose
+    from fewshotseg.training import compare_estimators as diagnose
 
     rows = diagnose.compare_estimators(config, flags.workdir)
     print(diagnose.table(rows))
@@ -114,7 +115,7 @@ def hypergradient(config, flags) -> None:
 
 
 def check(config, flags) -> None:
-    from fewshotseg import cases
+    from fewshotseg.data import cases
     from fewshotseg.data import check as check_lib
 
     output = pathlib.Path(flags.output or pathlib.Path(flags.workdir, "check"))
@@ -126,7 +127,7 @@ def check(config, flags) -> None:
 
 
 def prepare(config, flags) -> None:
-    from fewshotseg.data import datasets
+    from fewshotseg.data.sources import tfds as datasets
 
     if config.data.source != "tfds":
         raise errors.InputError(

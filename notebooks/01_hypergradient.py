@@ -42,8 +42,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
-from fewshotseg import evolution, implicit, inner_gradient
-from fewshotseg import hypergradient as hg
+from fewshotseg.hypergradient import evolution, implicit, inner_gradient
+from fewshotseg.hypergradient import unrolled as hg
 
 jax.config.update("jax_enable_x64", True)
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import pytest
 
 from configs import default
-from fewshotseg import config_check, experiment
 from fewshotseg.models import layers
+from fewshotseg.training import build as experiment
+from fewshotseg.training import config_check
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")

@@ -18,17 +18,14 @@ import pytest
 from PIL import Image
 
 from configs import demo, folder
-from fewshotseg import (
-    cases,
-    checkpoint,
-    commands,
-    config_check,
-    errors,
-    experiment,
-    parallel,
-    summaries,
-    trained,
-)
+from fewshotseg import commands, errors
+from fewshotseg.data import cases
+from fewshotseg.results import predictor as trained
+from fewshotseg.runs import checkpoint
+from fewshotseg.runs import log as summaries
+from fewshotseg.training import build as experiment
+from fewshotseg.training import config_check
+from fewshotseg.training import devices as parallel
 
 ROOT = pathlib.Path(__file__).parents[1]
 METHODS = ("real_only", "joint", "end2end")

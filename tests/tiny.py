@@ -12,8 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fewshotseg import augment, genseg, optimizers, state
-from fewshotseg.models import discriminator, generator, unet
+from fewshotseg.data import augment
+from fewshotseg.genseg import levels as genseg
+from fewshotseg.genseg import state
+from fewshotseg.models import patchgan as discriminator
+from fewshotseg.models import pix2pix as generator
+from fewshotseg.models import unet
+from fewshotseg.training import optimizers
 
 SIZE, CHANNELS, LEVELS = 8, 1, 2
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fewshotseg.data import look_alikes, transforms
+from fewshotseg.data import image_files as transforms
+from fewshotseg.data import look_alikes
 from fewshotseg.errors import InputError
 from fewshotseg.types import Case, CaseSource
 

@@ -8,7 +8,7 @@ import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
-from fewshotseg.data.transforms import EXTENSIONS
+from fewshotseg.data.image_files import EXTENSIONS
 from fewshotseg.errors import InputError
 
 PARTS = ("train", "validation", "test")

@@ -13,12 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from fewshotseg.data.look_alikes import (
-    DUPLICATE_CORRELATION,
-    THUMBNAIL_SIZE,
-    clusters,
-    thumbnail,
-)
+from fewshotseg.data.look_alikes import DUPLICATE_CORRELATION, THUMBNAIL_SIZE, clusters, thumbnail
 from fewshotseg.data.split_files import PARTS, Lists, Split, read_lists, resolve_ids
 from fewshotseg.errors import InputError
 from fewshotseg.types import CaseSource

@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
-from fewshotseg.data import transforms
+from fewshotseg.data import image_files as transforms
 from fewshotseg.errors import InputError
 
 UNSPLIT = "cases"  # TFDS split of data sets that are published without one

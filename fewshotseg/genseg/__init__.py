@@ -1,0 +1,1 @@
+"""The method: the players, their losses, and the levels they meet on."""

@@ -1,0 +1,1 @@
+"""From a trained model and files to predictions, numbers and pages."""

@@ -1,0 +1,111 @@
+"""Data parallelism, on the devices of one process or of several. The only file that says pmap.
+
+A step is written once, per device, with collectives over an axis name. Its state is replicated and
+carries no device axis (`in_axes=None`, `out_axes=None`); only drawn batches do. So a checkpoint does
+not know how many devices wrote it, and nothing outside this file knows how many there are.
+
+Several processes (a TPU pod, a cluster of GPU machines) all run the same program on the same data and
+see the same files; collectives span all devices. Process 0 alone writes.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from fewshotseg import errors
+
+AXIS_NAME = "devices"
+SHUTDOWN_TIMEOUT = 24 * 3600  # seconds that the others wait while process 0 evaluates and reports
+
+
+def start(coordinator: str, num_processes: int, process_id: int) -> None:
+    """Joins a run of several processes; before anything else that touches JAX.
+
+    Args:
+      coordinator: 'HOST:PORT' of process 0, reachable from all.
+      num_processes: of the run.
+      process_id: 0 to num_processes - 1, a different one for each.
+
+    Raises:
+      InputError: the arguments do not fit together, or the others cannot be reached.
+    """
+    if not coordinator or num_processes < 1 or not 0 <= process_id < num_processes:
+        raise errors.InputError(
+            f"--coordinator={coordinator!r} --num_processes={num_processes} "
+            f"--process_id={process_id}: give HOST:PORT of process 0, the number of processes, and "
+            "for each of them another id below it."
+        )
+    try:
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, shutdown_timeout_seconds=SHUTDOWN_TIMEOUT
+        )
+    except (RuntimeError, ValueError) as error:
+        raise errors.InputError(
+            f"process {process_id} could not join the others at {coordinator} "
+            f"({str(error).splitlines()[0]}): start all {num_processes} processes with the same "
+            "--coordinator and --num_processes."
+        ) from error
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def compile_step(
+    function: Callable, batched_args: Sequence[int] = (), batched_results: Sequence[int] = ()
+) -> Callable:
+    """Compiles `function(*args)` for all local devices.
+
+    Args:
+      function: per-device function that averages what it returns over `AXIS_NAME`.
+      batched_args: positions of arguments with a leading device axis; all others are replicated.
+      batched_results: positions, in the tuple that `function` returns, of results that differ per
+        device and get a leading device axis.
+
+    Returns:
+      The compiled function; its other results are replicated and have no device axis.
+    """
+    return _Pmapped(function, tuple(batched_args), tuple(batched_results))
+
+
+def compile_draw(function: Callable) -> Callable:
+    """Compiles a function whose results differ per device: they get a leading device axis."""
+    return _Pmapped(function, (), None)
+
+
+class _Pmapped:
+    """pmap needs one argument with a device axis; the device index serves where there is none."""
+
+    def __init__(self, function, batched_args, batched_results):
+        self._function = function
+        self._batched_args = batched_args
+        self._out_axes = 0 if batched_results is None else None
+        if batched_results:
+            number = max(batched_results) + 1
+            self._out_axes = tuple(0 if i in batched_results else None for i in range(number))
+        self._compiled = None
+        self._indices = None
+
+    def __call__(self, *args):
+        if self._compiled is None:
+            axes = [0 if i in self._batched_args else None for i in range(len(args))]
+            self._compiled = jax.pmap(
+                lambda _, *args: self._function(*args),
+                axis_name=AXIS_NAME,
+                in_axes=(0, *axes),
+                out_axes=self._out_axes,
+            )
+            self._indices = jnp.arange(jax.local_device_count())
+        return self._compiled(self._indices, *args)
+
+
+def check_batch_size(field: str, batch_size: int) -> None:
+    """Raises `InputError` if `batch_size` cannot be split evenly over all devices."""
+    devices = jax.device_count()
+    if batch_size % devices:
+        raise errors.InputError(
+            f"{field}={batch_size} cannot be split evenly over {devices} devices: "
+            f"use a multiple of {devices}."
+        )

@@ -1,0 +1,131 @@
+"""Augmentation: image and mask move together, keys decide, and intensity is differentiable."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fewshotseg.data import augment
+from fewshotseg.data import batches as input_pipeline
+
+NONE = augment.Geometry(flip=0, scale=0, translate=0, rotate=0, shear=0)
+FULL = augment.Geometry(flip_axes=(-1, -2), elastic=0.03)
+
+
+def disc(shape, value=1):
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
+    return jnp.asarray((np.sum((grid - 0.1) ** 2, 0) < 0.3) * value, jnp.uint8)
+
+
+@pytest.mark.parametrize("shape", [(16, 12), (6, 8, 10)])
+def test_no_strength_changes_nothing(shape):
+    image = jax.random.normal(jax.random.key(0), (*shape, 2))
+    mask = disc(shape, 2)
+    out, out_mask = augment.augment_pair(
+        image, mask, jax.random.key(1), strength=NONE, num_classes=3
+    )
+    np.testing.assert_allclose(out, image, atol=1e-5)
+    np.testing.assert_array_equal(out_mask, mask)
+
+
+@pytest.mark.parametrize("shape", [(24, 20), (10, 12, 14)])
+def test_image_and_mask_stay_aligned(shape):
+    mask = disc(shape)
+    image = mask[..., None].astype(jnp.float32)
+    moved = 0
+    for seed in range(5):
+        out, out_mask = augment.augment_pair(
+            image, mask, jax.random.key(seed), strength=FULL, num_classes=2
+        )
+        np.testing.assert_array_equal(out[..., 0] > 0.5, out_mask == 1)
+        moved += int((out_mask != mask).sum())
+    assert moved > 50
+
+
+def test_a_certain_flip_is_a_flip():
+    strength = dataclasses.replace(NONE, flip=1.0)
+    mask = disc((9, 7))
+    out = augment.augment_mask(mask, jax.random.key(0), strength=strength, num_classes=2)
+    np.testing.assert_array_equal(out, mask[:, ::-1])
+
+
+def test_class_ids_stay_class_ids():
+    mask = jnp.maximum(disc((20, 20)), disc((20, 20))[::-1] * 3)
+    out = augment.augment_mask(mask, jax.random.key(3), strength=FULL, num_classes=4)
+    assert out.dtype == jnp.uint8 and set(np.unique(out)) <= {0, 1, 3}
+
+
+def test_affine_parts_have_the_stated_strength():
+    strength = dataclasses.replace(NONE, rotate=20.0)
+    matrices = jax.vmap(lambda k: augment.random_affine(k, 2, strength))(
+        jax.random.split(jax.random.key(0), 200)
+    )
+    angles = np.rad2deg(np.arctan2(matrices[:, 1, 0], matrices[:, 0, 0]))
+    assert 15 < np.abs(angles).max() <= 20
+    np.testing.assert_allclose(np.linalg.det(matrices), 1, atol=1e-5)
+
+
+def test_jitter_is_differentiable_even_at_black():
+    image = jnp.full((2, 6, 6, 3), -1.0).at[0, 2:4].set(0.8)
+    keys = jax.random.split(jax.random.key(0), 2)
+    jitter = functools.partial(augment.jitter, keys=keys, strength=augment.Intensity())
+    grad = jax.grad(lambda x: (jitter(x) ** 2).sum())(image)
+    assert np.isfinite(grad).all() and np.abs(grad).max() > 0
+    direction = jax.random.normal(jax.random.key(1), image.shape)
+    inside = 0.5 * jnp.tanh(direction)
+    _, forward = jax.jvp(lambda x: (jitter(x) ** 2).sum(), (inside,), (direction,))
+    h = 1e-2
+    numeric = (jitter(inside + h * direction) ** 2).sum() - (
+        jitter(inside - h * direction) ** 2
+    ).sum()
+    assert forward == pytest.approx(float(numeric / (2 * h)), rel=0.02)
+
+
+def test_jitter_depends_on_the_key_alone():
+    images = jax.random.uniform(jax.random.key(0), (3, 5, 5, 1), minval=-1)
+    keys = jax.random.split(jax.random.key(1), 3)
+    whole = augment.jitter(images, keys, strength=augment.Intensity())
+    single = augment.jitter(images[1:2], keys[1:2], strength=augment.Intensity())
+    np.testing.assert_allclose(whole[1:2], single, atol=1e-6)
+    assert np.abs(whole - images).max() > 0.01
+
+
+# --- Batches -------------------------------------------------------------------------------------------
+
+DATA = {
+    "image": jnp.arange(5.0)[:, None, None, None] * jnp.ones((5, 8, 8, 1)),
+    "mask": jnp.stack([disc((8, 8))] * 5),
+}
+DRAW = functools.partial(
+    input_pipeline.draw_batch, geometry=FULL, mask_geometry=FULL, num_classes=2
+)
+
+
+def test_shards_make_up_the_global_batch():
+    key = jax.random.key(4)
+    whole = DRAW(DATA, key, batch_size=4)
+    parts = jax.vmap(
+        lambda _: DRAW(DATA, key, batch_size=4, axis_name="d"), axis_name="d", axis_size=2
+    )(jnp.arange(2))
+    for name in ("image", "mask", "synthetic_mask"):
+        joined = parts[name].reshape(whole[name].shape)
+        np.testing.assert_allclose(joined, whole[name], atol=1e-6)
+    keys = jax.random.key_data(parts["key"]).reshape(4, -1)
+    np.testing.assert_array_equal(keys, jax.random.key_data(whole["key"]))
+
+
+def test_no_case_twice_while_they_last():
+    batch = DRAW(DATA, jax.random.key(0), batch_size=5)
+    assert sorted(np.round(batch["image"][:, 4, 4, 0]).tolist()) == [0, 1, 2, 3, 4]
+    batch = DRAW(DATA, jax.random.key(0), batch_size=12)
+    counts = np.bincount(np.round(batch["image"][:, 4, 4, 0]).astype(int), minlength=5)
+    assert counts.sum() == 12 and counts.min() >= 2
+
+
+def test_outer_batch_is_padded_with_weight_zero():
+    batch = input_pipeline.draw_outer_batch(DATA, jax.random.key(0), batch_size=8)
+    np.testing.assert_array_equal(batch["weight"], [1] * 5 + [0] * 3)
+    assert sorted(batch["image"][:5, 0, 0, 0].tolist()) == [0, 1, 2, 3, 4]

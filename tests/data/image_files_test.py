@@ -1,0 +1,391 @@
+"""Reading of image and mask files, and the way to the network's size and back."""
+
+import struct
+import zlib
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from fewshotseg.data import image_files as transforms
+from fewshotseg.errors import InputError
+
+RAMP = (np.arange(12, dtype=np.uint8) * 20).reshape(3, 4)
+COLOUR = np.stack([RAMP, 255 - RAMP, RAMP // 2], axis=-1)
+BLOB = np.zeros((16, 20), np.uint8)
+BLOB[4:11, 5:15] = 1
+
+
+def _save(folder, name, array, mode=None, **options):
+    path = folder / name
+    image = Image.fromarray(array)
+    (image.convert(mode) if mode else image).save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("extension", ["png", "tif", "bmp", "gif"])
+def test_grey_files_keep_their_values(tmp_path, extension):
+    image, notes = transforms.read_image(_save(tmp_path, f"a.{extension}", RAMP))
+    assert image.dtype == np.uint8 and image.shape == (3, 4, 1) and notes == ()
+    np.testing.assert_array_equal(image[..., 0], RAMP)
+
+
+@pytest.mark.parametrize("extension", ["png", "tif", "bmp"])
+def test_colour_files_keep_their_values(tmp_path, extension):
+    image, notes = transforms.read_image(_save(tmp_path, f"a.{extension}", COLOUR))
+    np.testing.assert_array_equal(image, COLOUR)
+    assert notes == ()
+
+
+def test_three_equal_channels_stay_three(tmp_path):
+    image, _ = transforms.read_image(_save(tmp_path, "a.png", np.stack([RAMP] * 3, -1)))
+    assert image.shape == (3, 4, 3)
+
+
+def test_jpeg_is_close(tmp_path):
+    smooth = np.broadcast_to(np.linspace(0, 255, 64).astype(np.uint8), (64, 64))
+    image, _ = transforms.read_image(_save(tmp_path, "a.jpg", smooth.copy(), quality=95))
+    assert np.abs(image[..., 0].astype(int) - smooth).max() < 8
+
+
+def test_alpha_is_dropped_with_a_note(tmp_path):
+    transparent = np.concatenate([COLOUR, np.zeros((3, 4, 1), np.uint8)], axis=-1)
+    image, notes = transforms.read_image(_save(tmp_path, "a.png", transparent))
+    np.testing.assert_array_equal(image, COLOUR)
+    assert notes == ("alpha channel dropped",)
+    grey, notes = transforms.read_image(_save(tmp_path, "b.png", RAMP, "LA"))
+    np.testing.assert_array_equal(grey[..., 0], RAMP)
+    assert notes == ("alpha channel dropped",)
+
+
+def test_palette_is_resolved(tmp_path):
+    image = Image.fromarray(np.array([[0, 1], [1, 2]], np.uint8), "P")
+    image.putpalette([10, 20, 30, 200, 100, 50, 7, 7, 7])
+    image.save(tmp_path / "a.png")
+    pixels, _ = transforms.read_image(tmp_path / "a.png")
+    expected = [[[10, 20, 30], [200, 100, 50]], [[200, 100, 50], [7, 7, 7]]]
+    np.testing.assert_array_equal(pixels, expected)
+
+
+def test_one_bit_image_is_black_and_white(tmp_path):
+    image, _ = transforms.read_image(_save(tmp_path, "a.png", RAMP > 100))
+    np.testing.assert_array_equal(image[..., 0], np.where(RAMP > 100, 255, 0))
+
+
+@pytest.mark.parametrize("extension", ["png", "tif"])
+def test_sixteen_bits_are_stretched(tmp_path, extension):
+    deep = np.array([[1000, 2000], [3000, 5000]], np.uint16)
+    image, notes = transforms.read_image(_save(tmp_path, f"a.{extension}", deep))
+    np.testing.assert_array_equal(image[..., 0], [[0, 64], [128, 255]])  # 63.75, 127.5 -> even
+    assert notes == ("16-bit values scaled to 8 bit",)
+
+
+def test_eight_bit_values_in_a_sixteen_bit_file_are_kept(tmp_path):
+    image, notes = transforms.read_image(_save(tmp_path, "a.png", RAMP.astype(np.uint16)))
+    np.testing.assert_array_equal(image[..., 0], RAMP)
+    assert notes == ("16-bit file with 8-bit values",)
+
+
+def test_floats_are_stretched_and_nan_is_refused(tmp_path):
+    values = np.array([[0.0, 0.2], [0.4, 1.0]], np.float32)
+    image, notes = transforms.read_image(_save(tmp_path, "a.tif", values))
+    np.testing.assert_array_equal(image[..., 0], [[0, 51], [102, 255]])
+    assert notes == ("floating-point values scaled to 8 bit",)
+    values[0, 0] = np.nan
+    with pytest.raises(InputError, match=r"b\.tif.*NaN"):
+        transforms.read_image(_save(tmp_path, "b.tif", values))
+    with pytest.raises(InputError, match=r"b\.tif.*NaN"):
+        transforms.read_mask(tmp_path / "b.tif")
+
+
+def test_sixteen_bit_colour_is_reduced_with_a_note(tmp_path):
+    rows = (
+        b"\0" + (COLOUR[0] * np.uint16(256) + 9).astype(">u2").tobytes()
+    )  # Pillow cannot write such files
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 4, 1, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+    ]
+    data = b"\x89PNG\r\n\x1a\n"
+    for name, body in [*chunks, (b"IEND", b"")]:
+        data += struct.pack(">I", len(body)) + name + body
+        data += struct.pack(">I", zlib.crc32(name + body))
+    (tmp_path / "a.png").write_bytes(data)
+    image, notes = transforms.read_image(tmp_path / "a.png")
+    np.testing.assert_array_equal(image, COLOUR[:1])
+    assert notes == ("16 bits per colour channel reduced to 8",)
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "tif"])
+def test_exif_rotation_is_applied_to_image_and_mask(tmp_path, extension):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored rotated: shown after a quarter turn clockwise
+    stored = np.zeros((16, 32), np.uint8)
+    stored[:, 16:] = 255
+    path = _save(tmp_path, f"a.{extension}", stored, exif=exif)
+    image, notes = transforms.read_image(path)
+    assert notes == ("EXIF rotation applied",)
+    np.testing.assert_array_equal(image[..., 0] > 127, np.rot90(stored > 127, -1))
+    np.testing.assert_array_equal(transforms.read_mask(path), image[..., 0])
+    assert transforms.read_size(path) == (32, 16)
+
+
+def test_several_frames_are_refused(tmp_path):
+    frames = [Image.fromarray(RAMP), Image.fromarray(255 - RAMP)]
+    for name in ("a.tif", "a.gif"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        with pytest.raises(InputError, match="2 frames"):
+            transforms.read_image(tmp_path / name)
+
+
+def test_phone_photo_with_a_second_picture_is_read(tmp_path):
+    first, second = (Image.fromarray(np.full((16, 16, 3), v, np.uint8)) for v in (200, 10))
+    first.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[second])
+    image, _ = transforms.read_image(tmp_path / "a.jpg")
+    assert image.shape == (16, 16, 3) and image.min() > 190
+
+
+def test_print_colours_are_converted_with_a_note(tmp_path):
+    path = _save(tmp_path, "a.tif", COLOUR, "CMYK")
+    image, notes = transforms.read_image(path)
+    np.testing.assert_array_equal(image, COLOUR)
+    assert notes == ("converted from CMYK to RGB",)
+    grey = np.stack([BLOB * 255] * 3, axis=-1)
+    mask = transforms.read_mask(_save(tmp_path, "b.tif", grey, "CMYK"))
+    np.testing.assert_array_equal(mask, BLOB * 255)
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "tif", "bmp", "gif"])
+def test_truncated_files_are_refused(tmp_path, extension):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
+    path = _save(tmp_path, f"a.{extension}", noise)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match=rf"a\.{extension}"):
+        transforms.read_image(path)
+
+
+def test_unreadable_files_name_file_and_remedy(tmp_path):
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "brain.nii.gz").write_bytes(b"\x1f\x8b12345")
+    (tmp_path / "phone.heic").write_bytes(b"12345")
+    for name, words in {
+        "empty.png": "empty",
+        "text.png": "not a readable image",
+        "missing.png": "no such file",
+        "brain.nii.gz": "NIfTI.*PNG",
+        "phone.heic": "HEIC.*JPEG",
+    }.items():
+        for read in (transforms.read_image, transforms.read_mask):
+            with pytest.raises(InputError, match=f"{name}.*{words}"):
+                read(tmp_path / name)
+
+
+def test_read_size_reads_the_header(tmp_path):
+    assert transforms.read_size(_save(tmp_path, "a.png", RAMP)) == (3, 4)
+
+
+def test_mask_values_are_untouched(tmp_path):
+    for name, array in {
+        "ids.png": RAMP // 20,
+        "deep.png": RAMP.astype(np.uint16) * 200,
+        "half.tif": (RAMP / 7).astype(np.float32),
+    }.items():
+        np.testing.assert_array_equal(transforms.read_mask(_save(tmp_path, name, array)), array)
+    bits = transforms.read_mask(_save(tmp_path, "bits.png", BLOB > 0))
+    np.testing.assert_array_equal(bits, BLOB)
+
+
+def test_three_equal_channels_and_alpha_are_reduced(tmp_path):
+    rgb = np.stack([BLOB * 255] * 3, axis=-1)
+    opaque = np.concatenate([rgb, np.full((16, 20, 1), 255, np.uint8)], axis=-1)
+    for name, array, mode in [
+        ("rgb.png", rgb, None),
+        ("rgba.png", opaque, None),
+        ("la.png", BLOB * 255, "LA"),
+    ]:
+        np.testing.assert_array_equal(
+            transforms.read_mask(_save(tmp_path, name, array, mode)), BLOB * 255
+        )
+
+
+def test_palette_masks(tmp_path):
+    coloured = Image.fromarray(BLOB * 2, "P")
+    coloured.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+    coloured.save(tmp_path / "coloured.png")
+    np.testing.assert_array_equal(transforms.read_mask(tmp_path / "coloured.png"), BLOB * 2)
+    inverted = Image.fromarray(1 - BLOB, "P")
+    inverted.putpalette([255, 255, 255, 0, 0, 0])
+    inverted.save(tmp_path / "inverted.png")
+    np.testing.assert_array_equal(transforms.read_mask(tmp_path / "inverted.png"), BLOB * 255)
+
+
+def test_colour_legend_and_alpha_drawing_are_refused(tmp_path):
+    legend = np.zeros((16, 20, 3), np.uint8)
+    legend[BLOB > 0] = (255, 0, 0)
+    with pytest.raises(InputError, match=r"legend\.png.*colour legend.*class ids"):
+        transforms.read_mask(_save(tmp_path, "legend.png", legend))
+    with pytest.raises(InputError, match="colour legend"):
+        transforms.read_mask(_save(tmp_path, "dark.png", legend // 255))
+    drawn = np.zeros((16, 20, 4), np.uint8)
+    drawn[..., 3] = BLOB * 255
+    with pytest.raises(InputError, match="alpha channel alone"):
+        transforms.read_mask(_save(tmp_path, "drawn.png", drawn))
+
+
+def test_several_masks_are_joined(tmp_path):
+    other = np.zeros_like(BLOB)
+    other[12:, :3] = 1
+    either = np.maximum(BLOB, other)
+    grey = _save(tmp_path, "a_mask.png", BLOB * 255)
+    bits = _save(tmp_path, "a_mask_1.png", other > 0)
+    ids = _save(tmp_path, "a_mask_2.png", other)
+    np.testing.assert_array_equal(transforms.read_mask([grey, bits]), either * 255)
+    np.testing.assert_array_equal(transforms.read_mask([ids, grey]), either * 255)
+    small = _save(tmp_path, "a_mask_3.png", other[:5])
+    with pytest.raises(InputError, match=r"a_mask_3\.png.*20 x 5.*a_mask\.png.*20 x 16"):
+        transforms.read_mask([grey, small])
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [BLOB, BLOB * 255, BLOB * 7, BLOB.astype(np.uint16) * 65535, BLOB.astype(np.float32)],
+    ids=["0/1", "0/255", "0/7", "0/65535", "float"],
+)
+def test_binary_masks(raw):
+    mask = transforms.mask_to_class_ids(raw, 1, "a.png")
+    assert mask.dtype == np.uint8
+    np.testing.assert_array_equal(mask, BLOB)
+
+
+def test_uniform_masks():
+    ones = np.ones((4, 4), np.uint8)
+    assert transforms.mask_to_class_ids(ones * 0, 1, "a.png").sum() == 0
+    assert transforms.mask_to_class_ids(ones * 255, 1, "a.png").sum() == 16
+    assert transforms.mask_to_class_ids(ones, 1, "a.png").sum() == 16
+
+
+def test_jpeg_masks_are_cut_in_the_middle(tmp_path):
+    yy, xx = np.mgrid[:64, :64]
+    disc = ((yy - 30) ** 2 + (xx - 34) ** 2 < 300).astype(np.uint8)
+    path = _save(tmp_path, "a.jpg", np.stack([disc * 255] * 3, -1), quality=75)
+    raw = transforms.read_mask(path)
+    assert np.unique(raw).size > 10
+    np.testing.assert_array_equal(transforms.mask_to_class_ids(raw, 1, path), disc)
+    assert transforms.mask_notes(raw, 1)[0].startswith("grey values")
+    edge = np.array([[127, 128, 0, 3, 7, 255, 250, 240, 255, 251]], np.uint8)
+    np.testing.assert_array_equal(
+        transforms.mask_to_class_ids(edge, 1, path)[0], [0, 1, 0, 0, 0, 1, 1, 1, 1, 1]
+    )
+
+
+def test_mask_notes_only_where_something_was_assumed():
+    assert transforms.mask_notes(BLOB, 1) == transforms.mask_notes(BLOB * 255, 1) == ()
+    assert transforms.mask_notes(BLOB * 2, 2) == ()
+    assert transforms.mask_notes(BLOB * 7, 1) == ("mask value 7 read as foreground",)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0, 1, 2],
+        [0, 128, 255],
+        [0, 1, 255],
+        range(256),
+        [0, 0.5, 1],
+        [-1, 0, 1],
+        [0, 9, 65535],
+        [70000],
+        [7],
+    ],
+)
+def test_unexpected_binary_values_are_listed(values):
+    raw = np.tile(np.array(values), (4, 1))
+    with pytest.raises(InputError, match=r"odd\.png.*values"):
+        transforms.mask_to_class_ids(raw, 1, "odd.png")
+
+
+def test_class_ids_and_their_faults():
+    raw = np.array([[0, 1], [2, 2]])
+    np.testing.assert_array_equal(transforms.mask_to_class_ids(raw, 2, "a.png"), raw)
+    for values, words in {
+        (0, 1, 2, 3): "0, 1, 2, 3",
+        (0, 255): "255.*not accepted with several classes",
+        (0, 128, 255): "grey legend",
+        tuple(range(0, 250, 10)): "JPEG compression.*nearest",
+    }.items():
+        with pytest.raises(InputError, match=rf"a\.png.*{words}"):
+            transforms.mask_to_class_ids(np.array([values]), 2, "a.png")
+
+
+@pytest.mark.parametrize("shape", [(40, 64), (9, 7), (20, 50), (32, 32)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_network_image_agrees_with_jax(shape, channels):
+    image = np.random.default_rng(1).integers(0, 256, (*shape, channels), np.uint8)
+    network = transforms.to_network_image(image, 32, channels)
+    assert network.dtype == np.float32 and network.shape == (32, 32, channels)
+    expected = jax.image.resize(image / np.float32(127.5) - 1, (32, 32, channels), "linear")
+    np.testing.assert_allclose(network, expected, atol=2e-5)
+
+
+def test_network_image_converts_channels_and_range():
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[:] = (255, 0, 100)
+    grey = transforms.to_network_image(image, 4, 1)
+    np.testing.assert_allclose(grey, (0.299 * 255 + 0.114 * 100) / 127.5 - 1, rtol=1e-5)
+    white = np.full((5, 5, 1), 255, np.uint8)
+    np.testing.assert_array_equal(transforms.to_network_image(white, 4, 3), np.ones((4, 4, 3)))
+    np.testing.assert_array_equal(transforms.to_network_image(white * 0, 4, 3), -1)
+
+
+def test_network_mask_takes_the_pixel_under_the_centre():
+    mask = np.arange(36, dtype=np.uint8).reshape(6, 6)
+    np.testing.assert_array_equal(
+        transforms.to_network_mask(mask, 3), [[7, 9, 11], [19, 21, 23], [31, 33, 35]]
+    )
+    grown = transforms.to_network_mask(mask[:2, :3], 6)
+    np.testing.assert_array_equal(grown, np.repeat(np.repeat(mask[:2, :3], 3, 0), 2, 1))
+
+
+def test_image_and_mask_stay_aligned():
+    yy, xx = np.mgrid[:90, :150]
+    disc = ((yy - 30) ** 2 + (xx - 100) ** 2 < 20**2).astype(np.uint8)
+    image = transforms.to_network_image((disc * 255)[..., None], 64, 1)
+    np.testing.assert_array_less(
+        np.mean((image[..., 0] > 0) != transforms.to_network_mask(disc, 64)), 0.005
+    )
+
+
+def test_prediction_returns_to_the_image():
+    yy, xx = np.mgrid[:90, :150]
+    disc = ((yy - 30) ** 2 + (xx - 100) ** 2 < 20**2).astype(np.uint8)
+    network = transforms.to_network_mask(disc, 64).astype(np.float32)[..., None]
+    restored = transforms.restore_probabilities(network, 90, 150)
+    assert restored.shape == (90, 150, 1) and restored.dtype == np.float32
+    assert restored.min() >= 0 and restored.max() <= 1
+    assert np.mean(transforms.probabilities_to_mask(restored) != disc) < 0.01
+    expected = jax.image.resize(network, (90, 150, 1), "linear")
+    np.testing.assert_allclose(restored, expected, atol=2e-5)
+
+
+def test_probabilities_to_mask():
+    binary = np.array([[[0.49], [0.5]], [[0.2], [0.9]]])
+    np.testing.assert_array_equal(transforms.probabilities_to_mask(binary), [[0, 1], [0, 1]])
+    np.testing.assert_array_equal(transforms.probabilities_to_mask(binary, 0.2), [[1, 1], [1, 1]])
+    classes = np.array([[[0.2, 0.5, 0.3], [0.1, 0.2, 0.7]]])
+    np.testing.assert_array_equal(transforms.probabilities_to_mask(classes), [[1, 2]])
+
+
+def test_real_masks_become_binary(shared_data):
+    folders = {
+        "kvasir_seg/Kvasir-SEG/masks": 200,
+        "fuseg/Foot Ulcer Segmentation Challenge/train/labels": 80,
+        "isic2017/ISIC-2017_Training_Part1_GroundTruth": 120,
+    }
+    for folder, count in folders.items():
+        paths = sorted((shared_data / folder).iterdir())
+        assert len(paths) == count
+        for path in paths[::10]:
+            mask = transforms.mask_to_class_ids(transforms.read_mask(path), 1, path)
+            assert mask.ndim == 2 and set(np.unique(mask)) <= {0, 1}

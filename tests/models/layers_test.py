@@ -1,0 +1,150 @@
+"""The fast layers equal the stock ones; cells equal the sum of their candidates; networks' shapes."""
+
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from fewshotseg.models import layers, search_space, unet
+from fewshotseg.models import patchgan as discriminator
+from fewshotseg.models import pix2pix as generator
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _float64():
+    with tiny.float64():
+        yield
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def stock_transpose(x, kernel):
+    rank, m = kernel.ndim - 2, kernel.shape[0] // 2
+    spatial = "DHW"[-rank:]
+    numbers = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
+    pads = [(m, m)] * rank
+    return jax.lax.conv_transpose(x, kernel, (2,) * rank, pads, dimension_numbers=numbers)
+
+
+@pytest.mark.parametrize(("rank", "size"), list(itertools.product((2, 3), (2, 4, 6, 8))))
+def test_transposed_convolution_equals_the_dilated_one(rank, size):
+    x, kernel = normal(0, 2, *(5, 6, 3)[:rank], 3), normal(1, *(size,) * rank, 3, 4)
+    fast = layers.conv_transpose_2x(x, kernel)
+    np.testing.assert_allclose(fast, stock_transpose(x, kernel), atol=1e-12)
+
+
+def test_transposed_convolution_has_the_same_derivative():
+    x, kernel, w = normal(0, 1, 4, 4, 2), normal(1, 8, 8, 2, 2), normal(2, 1, 8, 8, 2)
+    fast = jax.grad(lambda x, k: (layers.conv_transpose_2x(x, k) * w).sum(), (0, 1))(x, kernel)
+    stock = jax.grad(lambda x, k: (stock_transpose(x, k) * w).sum(), (0, 1))(x, kernel)
+    for a, b in zip(fast, stock, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-11)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 6, 8), (1, 3, 4, 2, 8)])
+@pytest.mark.parametrize("groups", [1, 4, 8])
+def test_group_norm_equals_flax(shape, groups):
+    x, scale, bias = normal(0, *shape) * 3 + 1, normal(1, 8), normal(2, 8)
+    stock = nn.GroupNorm(groups, epsilon=1e-5, dtype=jnp.float64)
+    wanted = stock.apply({"params": {"scale": scale, "bias": bias}}, x)
+    np.testing.assert_allclose(layers.group_norm(x, scale, bias, groups), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 5, 3), (1, 4, 7, 6, 2)])
+def test_pools_equal_flax(shape):
+    x, window = normal(0, *shape), (2,) * (len(shape) - 2)
+    np.testing.assert_array_equal(layers.max_pool_2x(x), nn.max_pool(x, window, window))
+    np.testing.assert_allclose(layers.avg_pool_2x(x), nn.avg_pool(x, window, window), atol=1e-12)
+
+
+def test_dropout_does_not_depend_on_the_neighbours():
+    x, keys = jnp.ones((4, 3, 3, 2)), jax.random.split(jax.random.key(0), 4)
+    whole = layers.dropout(x, 0.5, keys)
+    np.testing.assert_array_equal(whole[2:], layers.dropout(x[2:], 0.5, keys[2:]))
+    assert set(np.unique(whole)) == {0.0, 2.0}
+
+
+def test_discretized_generator_uses_the_strongest_candidate_alone():
+    network = generator.Generator(num_channels=1, num_levels=2, width=2, max_width=4, groups=1)
+    masks = (normal(0, 1, 8, 8, 1) > 0).astype(jnp.float32)
+    soft = {side: normal(i, 2, 3) for i, side in enumerate(("encoder", "decoder"))}
+    params = layers.init_params(network, jax.random.key(1), masks, soft, None)
+    hard = search_space.discretize(soft)
+    weights = search_space.mixing_weights(hard)
+    for side in soft:
+        np.testing.assert_array_equal(weights[side].argmax(-1), soft[side].argmax(-1))
+        np.testing.assert_array_equal(np.sort(weights[side]), [[0, 0, 1]] * 2)
+    chosen = network.apply({"params": params}, masks, hard, None)
+    steep = {side: 1e4 * (alpha == alpha.max(-1, keepdims=True)) for side, alpha in soft.items()}
+    np.testing.assert_allclose(
+        chosen, network.apply({"params": params}, masks, steep, None), atol=1e-6
+    )
+    assert np.abs(chosen - network.apply({"params": params}, masks, soft, None)).max() > 1e-4
+
+
+def test_init_draws_what_the_modules_would():
+    network, x = unet.UNet(width=16, num_levels=2), jnp.zeros((1, 16, 16, 3))
+    ours = layers.init_params(network, jax.random.key(0), x)
+    theirs = network.init(jax.random.key(0), x)["params"]
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a.std(), b.std(), rtol=0.2 if a.size > 400 else 1.0, atol=1e-3)
+        np.testing.assert_allclose(a.mean(), b.mean(), atol=0.3)
+
+
+def count(params):
+    return sum(x.size for x in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("shape", [(1, 33, 30, 3), (1, 9, 12, 10, 1)])
+def test_unet_keeps_any_size(shape):
+    network = unet.UNet(num_outputs=2, width=2, num_levels=2)
+    params = layers.init_params(network, jax.random.key(0), jnp.zeros(shape))
+    assert network.apply({"params": params}, jnp.zeros(shape)).shape == (*shape[:-1], 2)
+
+
+def test_unet_has_the_parameters_counted_by_hand():
+    # One level, width 2, one channel in, one out: 3x3 kernels without bias, norms with 2 per channel.
+    down, bottom, up = 9 * (1 * 2 + 2 * 2), 9 * (2 * 4 + 4 * 4), 9 * (4 * 2 + 2 * 2)
+    norms, resize, logits = 2 * (2 + 2 + 4 + 4 + 2 + 2), 4 * 4 * 2 + 2, 2 + 1
+    x = jnp.zeros((1, 4, 4, 1))
+    params = layers.init_params(unet.UNet(width=2, num_levels=1), jax.random.key(0), x)
+    assert count(params) == down + bottom + up + norms + resize + logits
+
+
+@pytest.mark.parametrize("shape", [(2, 10, 13, 1), (1, 6, 8, 7, 2)])
+def test_generator_draws_images_of_any_size(shape):
+    network = generator.Generator(num_channels=3, num_levels=2, width=2, max_width=4)
+    soft = {"encoder": normal(0, 2, 3)}  # the decoder is not searched: kernel size 4 alone
+    masks = jnp.ones(shape)
+    keys = jax.random.split(jax.random.key(0), shape[0])
+    params = layers.init_params(network, jax.random.key(1), masks, soft, None)
+    images = network.apply({"params": params}, masks, soft, keys)
+    assert images.shape == (*shape[:-1], 3) and np.abs(images).max() <= 1
+    assert set(params["up_0"]) == {"kernel_4", "bias"} and "kernel_8" in params["down_0"]
+
+
+def test_discriminator_gives_a_map_of_patches():
+    network = discriminator.Discriminator(width=2, num_levels=3)
+    mask, image = jnp.zeros((1, 256, 256, 1)), jnp.zeros((1, 256, 256, 3))
+    shape = jax.eval_shape(lambda: network.init_with_output(jax.random.key(0), mask, image)[0])
+    assert shape.shape == (1, 30, 30, 1)  # as in pix2pix, for patches of 70 pixels
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_parameters_and_logits_stay_float32(dtype):
+    network, x = unet.UNet(width=2, num_levels=1, dtype=dtype), jnp.zeros((1, 4, 4, 1))
+    params = jax.eval_shape(network.init, jax.random.key(0), x)["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} <= {
+        np.dtype("float32"),
+        np.dtype("float64"),
+    }
+    logits = jax.eval_shape(lambda p: network.apply({"params": p}, x), params)
+    assert logits.dtype == jnp.float32

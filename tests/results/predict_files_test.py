@@ -1,0 +1,227 @@
+"""Files in, files out, with networks whose answer is known."""
+
+import csv
+import hashlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fewshotseg.errors import InputError
+from fewshotseg.results import predict_files as predict
+
+SIZE = 32
+
+
+def _predictor(function=None, class_names=("lesion",), channels=1):
+    def bright(images):
+        return (images.mean(axis=-1, keepdims=True) + 1) / 2
+
+    return predict.Predictor(function or bright, SIZE, channels, class_names, 0.5, "test")
+
+
+def _picture(height=48, width=64):
+    image = np.zeros((height, width), np.uint8)
+    image[height // 4 : height // 2, width // 4 : width // 2] = 255
+    return image
+
+
+def _save(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+
+
+def _read(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def _table(folder):
+    with open(folder / "areas.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _run(source, target, predictor=None, batch_size=4, log=lambda _: None):
+    return predict.predict_files(
+        predictor or _predictor(), source, target, batch_size=batch_size, log=log
+    )
+
+
+def test_masks_beside_their_images_are_left_alone(tmp_path):
+    for name in ("a.png", "a_mask.png", "a_mask_1.png", "b_mask.png", "b_seg.png"):
+        _save(tmp_path / "in" / name, _picture())
+    said = []
+    rows = _run(tmp_path / "in", tmp_path / "out", log=said.append)
+    assert [row["file"] for row in rows] == ["a.png", "b_mask.png", "b_seg.png"]
+    assert said[0] == "2 masks lie beside their images and are left alone, e.g. a_mask.png"
+
+
+def test_one_file(tmp_path):
+    _save(tmp_path / "in" / "a.png", _picture())
+    rows = _run(tmp_path / "in" / "a.png", tmp_path / "out")
+    mask = _read(tmp_path / "out" / "masks" / "a.png")
+    assert mask.shape == (48, 64) and set(np.unique(mask)) == {0, 255}
+    wrong = (mask > 0) != (_picture() > 0)
+    assert wrong.mean() < 0.01
+    (row,) = rows
+    assert row["area_pixels"] == (mask > 0).sum()
+    assert row["share_of_image"] == pytest.approx(row["area_pixels"] / (48 * 64), abs=1e-6)
+    assert (row["height"], row["width"], row["class"], row["error"]) == (48, 64, "lesion", "")
+    assert (tmp_path / "out" / "overlays" / "a.png").is_file()
+    assert _table(tmp_path / "out")[0]["area_pixels"] == str(row["area_pixels"])
+
+
+def test_folder_of_many_sizes_in_batches(tmp_path):
+    sizes = {f"sub/{i}.png" if i % 2 else f"{i}.png": (20 + 7 * i, 60 - 5 * i) for i in range(5)}
+    for name, size in sizes.items():
+        _save(tmp_path / "in" / name, _picture(*size))
+    seen = []
+
+    def bright(images):
+        seen.append(images.shape)
+        return (images.mean(axis=-1, keepdims=True) + 1) / 2
+
+    _run(tmp_path / "in", tmp_path / "out", _predictor(bright, channels=3), batch_size=2)
+    assert set(seen) == {(2, SIZE, SIZE, 3)}
+    for name, size in sizes.items():
+        mask = _read(tmp_path / "out" / "masks" / name)
+        assert mask.shape == size
+        assert ((mask > 0) != (_picture(*size) > 0)).mean() < 0.04
+    assert {row["file"] for row in _table(tmp_path / "out")} == set(sizes)
+
+
+def test_several_classes_are_written_as_ids(tmp_path):
+    image = _picture()
+    image[30:40, 40:60] = 128
+    _save(tmp_path / "in" / "a.png", image)
+
+    def three(images):
+        level = images[..., 0]
+        parts = [level < -0.5, (level >= -0.5) & (level < 0.5), level >= 0.5]
+        return np.stack(parts, axis=-1).astype(np.float32)
+
+    rows = _run(tmp_path / "in", tmp_path / "out", _predictor(three, ("grey", "white")))
+    mask = _read(tmp_path / "out" / "masks" / "a.png")
+    assert set(np.unique(mask)) == {0, 1, 2}
+    assert mask[35, 50] == 1 and mask[18, 24] == 2
+    assert [(row["class"], row["area_pixels"]) for row in rows] == [
+        ("grey", (mask == 1).sum()),
+        ("white", (mask == 2).sum()),
+    ]
+
+
+def test_unreadable_files_do_not_stop_the_others(tmp_path):
+    folder = tmp_path / "in"
+    _save(folder / "a.png", _picture())
+    _save(folder / "z.png", _picture())
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n no picture")
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "scan.dcm").write_bytes(b"DICM")
+    (folder / "notes.txt").write_text("hello")
+    lines = []
+    rows = _run(folder, tmp_path / "out", log=lines.append)
+    errors = {row["file"]: row["error"] for row in rows if row["error"]}
+    assert set(errors) == {"broken.png", "empty.jpg", "scan.dcm"}
+    assert "empty" in errors["empty.jpg"] and "DICOM" in errors["scan.dcm"]
+    assert {row["file"] for row in rows if not row["error"]} == {"a.png", "z.png"}
+    assert {p.name for p in (tmp_path / "out" / "masks").iterdir()} == {"a.png", "z.png"}
+    assert len(_table(tmp_path / "out")) == 5
+    assert any("notes.txt" in line for line in lines)
+    with pytest.raises(InputError, match=r"3 file\(s\) could not .*other 2 are done: broken.png"):
+        predict.raise_if_failed(rows)
+    predict.raise_if_failed([row for row in rows if not row["error"]])
+
+
+def test_same_stem_in_other_formats(tmp_path):
+    for name in ("a.png", "a.tif", "b.png", "a.tif.png"):
+        _save(tmp_path / "in" / name, _picture())
+    rows = _run(tmp_path / "in", tmp_path / "out")
+    masks = {row["file"]: row["mask"] for row in rows}
+    assert len(set(masks.values())) == 4
+    assert masks["a.png"] == "masks/a.png.png" and masks["b.png"] == "masks/b.png"
+    assert len(list((tmp_path / "out" / "masks").iterdir())) == 4
+
+
+def test_predicting_again_replaces_and_keeps(tmp_path):
+    for name in ("a.png", "b.png", "other/a.tif"):
+        _save(tmp_path / "in" / name, _picture())
+    out = tmp_path / "out"
+    _run(tmp_path / "in", out)
+    _save(tmp_path / "in" / "a.png", _picture() * 0)
+    lines = []
+    _run(tmp_path / "in" / "a.png", out, log=lines.append)
+    assert any("before" in line for line in lines)
+    assert not _read(out / "masks" / "a.png").any() and _read(out / "masks" / "b.png").any()
+    areas = {row["file"]: row["area_pixels"] for row in _table(out)}
+    assert set(areas) == {"a.png", "b.png", "other/a.tif"}
+    assert areas["a.png"] == "0" and areas["b.png"] != "0"
+    # Another file with the stem of one already there does not take its name.
+    _run(tmp_path / "in" / "other" / "a.tif", out)
+    masks = {row["file"]: row["mask"] for row in _table(out)}
+    assert masks["a.png"] == "masks/a.png" and masks["a.tif"] == "masks/a.tif.png"
+
+
+def test_input_folder_is_never_written(tmp_path):
+    _save(tmp_path / "in" / "a.png", _picture())
+    before = _fingerprint(tmp_path / "in")
+    for target in (tmp_path / "in", tmp_path / "in" / "out"):
+        with pytest.raises(InputError, match="output folder is in the input folder"):
+            _run(tmp_path / "in", target)
+    with pytest.raises(InputError, match="output folder is in the input folder"):
+        _run(tmp_path / "in" / "a.png", tmp_path / "in")
+    _run(tmp_path / "in", tmp_path / "out")
+    assert _fingerprint(tmp_path / "in") == before
+
+
+def _fingerprint(folder):
+    return {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else ""
+        for p in folder.rglob("*")
+    }
+
+
+def test_masks_from_elsewhere_are_not_overwritten(tmp_path):
+    _save(tmp_path / "data" / "images" / "a.png", _picture())
+    _save(tmp_path / "data" / "masks" / "a.png", _picture())
+    with pytest.raises(InputError, match="not written by a prediction"):
+        _run(tmp_path / "data" / "images", tmp_path / "data")
+    (tmp_path / "sheet").mkdir()
+    (tmp_path / "sheet" / "areas.csv").write_text("field,area\nnorth,3\n")
+    with pytest.raises(InputError, match="no table of predictions"):
+        _run(tmp_path / "data" / "images", tmp_path / "sheet")
+
+
+def test_no_input(tmp_path):
+    with pytest.raises(InputError, match="no such file or folder"):
+        _run(tmp_path / "nothing", tmp_path / "out")
+    (tmp_path / "in").mkdir()
+    with pytest.raises(InputError, match="no images in this folder"):
+        _run(tmp_path / "in", tmp_path / "out")
+
+
+def test_a_network_of_nan_is_named_and_finished_files_stay(tmp_path):
+    for name in ("a.png", "b.png"):
+        _save(tmp_path / "in" / name, _picture() if name == "a.png" else _picture() * 0)
+
+    def fails_in_the_dark(images):
+        return np.where(images.max() > 0, (images + 1) / 2, np.nan)
+
+    with pytest.raises(InputError, match="b.png: the model predicts NaN"):
+        _run(tmp_path / "in", tmp_path / "out", _predictor(fails_in_the_dark), batch_size=1)
+    assert [row["file"] for row in _table(tmp_path / "out")] == ["a.png"]
+
+
+def test_speed_is_reported_without_compilation(tmp_path, monkeypatch):
+    for name in ("a.png", "b.png"):
+        _save(tmp_path / "in" / name, _picture())
+    lines, clock = [], [0.0]
+    monkeypatch.setattr(predict.time, "perf_counter", lambda: clock[0])
+
+    def slow_at_first(images):
+        clock[0] += 0.5 if clock[0] else 30.0
+        return (images + 1) / 2
+
+    rows = _run(tmp_path / "in", tmp_path / "out", _predictor(slow_at_first), log=lines.append)
+    assert "2 of 2 images in 0.50 s: 4.0 images per second" in lines[-1]
+    assert "compilation, 30.00 s" in lines[-1]
+    assert [row["seconds"] for row in rows] == [0.25, 0.25]

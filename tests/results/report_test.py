@@ -1,0 +1,353 @@
+"""The report on run folders whose numbers are known by hand, on broken ones, and on real files."""
+
+import base64
+import csv
+import html.parser
+import io
+import json
+import math
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fewshotseg.errors import InputError
+from fewshotseg.results.report import inputs as report_inputs
+from fewshotseg.results.report import page as report
+from fewshotseg.results.report import plots as report_plots
+from fewshotseg.results.report import scores as report_scores
+from fewshotseg.results.report import tables as report_tables
+
+COUNTS = ("reference_size", "prediction_size", "intersection")
+
+
+def _row(case, dice, group="", status="ok", **more):
+    row = {"case": case, "group": group, "class": "lesion", "class_id": 1, "status": status}
+    row |= {"dice": dice, "jaccard": dice and dice / (2 - dice), "hd95": 2.0}
+    row |= {"sensitivity": 0.5, "precision": 0.25, "false_positive_area": None}
+    return {**row, **dict.fromkeys(COUNTS, 10), **more}
+
+
+def _write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def _make_run(workdir, dice, seed=0, name="demo", test_set="phantom"):
+    """A run folder; `dice` maps methods to the Dice of cases c00, c01, ..."""
+    data = {"source": "phantom", "phantom": {"style": "dermoscopy"}, "image_size": 64}
+    config = {"name": name, "seed": seed, "methods": list(dice), "data": data}
+    _write(workdir / "config.json", config)
+    _write(workdir / "environment.json", {"versions": {"jax": "0.0.1"}, "device": "4 x abacus"})
+    splits = {"train": ["a", "b", "c"], "validation": ["d"], f"test/{test_set}": ["c00"]}
+    _write(workdir / "splits.json", splits)
+    for method, values in dice.items():
+        records = [
+            {"stage": "train", "step": s, "segmenter/loss": 1.0 / (s + 1), "validation/dice": 0.5}
+            for s in (0, 10, 20)
+        ]
+        _write(workdir / method / "log.jsonl", "\n".join(map(json.dumps, records)))
+        rows = [v if isinstance(v, dict) else _row(f"c{i:02}", v) for i, v in enumerate(values)]
+        folder = workdir / method / "evaluation" / test_set
+        _write(folder / "cases.json", rows)
+        _write(folder / "summary.json", {})
+    return workdir
+
+
+def _png(path, size=(20, 10), colour=(200, 30, 30)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+class _Links(html.parser.HTMLParser):
+    def __init__(self, page):
+        super().__init__()
+        self.sources, self.tags, self.open_tags = [], set(), []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.sources += [value for key, value in attrs if key in ("src", "href")]
+        if tag not in ("img", "meta", "br", "link"):
+            self.open_tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open_tags.pop() == tag
+
+
+def _page(workdirs, tmp_path):
+    path = report.build_report(workdirs, tmp_path / "page" / "report.html")
+    text = path.read_text()
+    assert not _Links(text).open_tags
+    return re.sub(r"data:image[^\"]*", "", text)
+
+
+def _spread(mean, count=30):
+    return [mean + 0.1 * math.sin(i) for i in range(count)]
+
+
+def _headlines(workdirs):
+    runs = [report_inputs.read_run(w) for w in workdirs]
+    comparisons = report_scores.compare(report_scores.score_runs(runs))
+    return [(v.tone, v.headline, v.text) for v in report_tables.verdicts(runs, comparisons)]
+
+
+def test_numbers_are_those_of_the_cases(tmp_path):
+    run = _make_run(tmp_path / "run", {"real_only": [0.5, 0.7], "end2end": [0.6, 1.0]})
+    text = report.results_table([run])
+    page = _page([run], tmp_path)
+    for content in (text, page):
+        assert "0.600 [" in content and "0.800 [" in content
+        assert "+0.200 [" in content
+    with open(tmp_path / "page" / "results.csv", newline="") as file:
+        rows = {(r["method"], r["metric"]): r for r in csv.DictReader(file)}
+    assert float(rows["end2end", "dice"]["mean"]) == pytest.approx(0.8)
+    jaccard = (0.5 / 1.5 + 0.7 / 1.3) / 2
+    assert float(rows["real_only", "jaccard"]["mean"]) == pytest.approx(jaccard, abs=1e-12)
+    assert rows["real_only", "dice"]["n"] == "2" and rows["real_only", "dice"]["seed"] == "0"
+
+
+def test_empty_cases_are_counted_and_left_out(tmp_path):
+    empty = {**_row("c01", None, status="both_empty"), "hd95": None}
+    missed = _row("c02", 0.0, status="prediction_empty")
+    run = _make_run(tmp_path / "run", {"real_only": [0.9, empty, missed]})
+    (score,) = report_scores.score_runs([report_inputs.read_run(run)])
+    assert score.summary["dice"]["mean"] == pytest.approx(0.45)
+    row = report_tables.score_table([score]).rows[0]
+    assert row[-2:] == ("2", "1 / 0 / 1")
+
+
+def test_several_classes_are_averaged_per_case(tmp_path):
+    rows = [_row("x", 0.2), {**_row("x", 0.6), "class": "other", "class_id": 2}]
+    rows += [_row("y", 1.0), {**_row("y", None), "class": "other", "class_id": 2}]
+    run = report_inputs.read_run(_make_run(tmp_path / "run", {"real_only": rows}))
+    (score,) = report_scores.score_runs([run])
+    assert score.by_case == pytest.approx({"x": 0.4, "y": 1.0})
+    cells = [(row[5], row[6].split()[0], row[7]) for row in report_tables.class_table([score]).rows]
+    assert cells == [("lesion", "0.600", "2"), ("other", "0.600", "1")]
+
+
+def test_seeds_get_a_t_interval(tmp_path):
+    runs = [
+        _make_run(tmp_path / f"run{s}", {"real_only": [m, m]}, seed=s)
+        for s, m in enumerate((0.5, 0.6, 0.7))
+    ]
+    (row,) = report_tables.seed_table(
+        report_scores.score_runs([report_inputs.read_run(r) for r in runs])
+    ).rows
+    half = 4.302652729911275 * 0.1 / math.sqrt(3)  # t with 2 degrees of freedom
+    assert row[2:5] == ("3", "0.600 \u00b1 0.100", f"[{0.6 - half:.3f}, {0.6 + half:.3f}]")
+
+
+def test_the_same_seed_twice_is_refused(tmp_path):
+    a, b = (_make_run(tmp_path / name, {"real_only": [0.5, 0.6]}) for name in "ab")
+    with pytest.raises(InputError, match="both hold real_only of 'demo' with seed 0"):
+        report.results_table([a, b])
+    assert report.results_table([a, a]) == report.results_table([a])
+
+
+def test_methods_of_one_seed_may_lie_in_several_folders(tmp_path):
+    a = _make_run(tmp_path / "a", {"real_only": [0.5, 0.7]})
+    b = _make_run(tmp_path / "b", {"end2end": [0.6, 1.0]})
+    assert "+0.200 [" in report.results_table([a, b])
+
+
+def test_runs_of_other_data_or_name_are_no_seeds_of_each_other(tmp_path):
+    a = _make_run(tmp_path / "a", {"real_only": [0.5, 0.6]}, seed=0, name="one")
+    b = _make_run(tmp_path / "b", {"real_only": [0.5, 0.6]}, seed=1, name="two")
+    scores = report_scores.score_runs([report_inputs.read_run(r) for r in (a, b)])
+    assert not report_tables.seed_table(scores).rows
+    assert "one and two" in _page([a, b], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "gain,tone,words",
+    [
+        (0.05, "open", "One seed: end2end"),
+        (0.0, "none", "hand over real_only"),
+        (-0.05, "hurt", ""),
+    ],
+)
+def test_one_seed_never_says_that_the_method_helped(tmp_path, gain, tone, words):
+    base = _spread(0.7)
+    other = [x + gain + 0.03 * math.cos(5 * i) for i, x in enumerate(base)]
+    run = _make_run(tmp_path / "run", {"real_only": base, "end2end": other})
+    ((found, headline, text),) = _headlines([run])
+    assert found == tone and words in headline and "helped" not in headline
+    assert "two more seeds" in text
+
+
+@pytest.mark.parametrize(
+    "gains,tone,words",
+    [
+        ((0.05, 0.06, 0.055), "helped", "Co-training helped."),
+        ((0.10, 0.00, 0.05), "none", "no measurable difference: hand over real_only"),
+        ((-0.05, -0.06, -0.055), "hurt", "Co-training hurt: hand over real_only."),
+    ],
+)
+def test_several_seeds_decide(tmp_path, gains, tone, words):
+    base = _spread(0.7)
+    runs = []
+    for seed, gain in enumerate(gains):
+        other = [x + gain + 0.02 * math.cos(5 * i) for i, x in enumerate(base)]
+        dice = {"real_only": base, "end2end": other}
+        runs.append(_make_run(tmp_path / f"run{seed}", dice, seed=seed))
+    ((found, headline, text),) = _headlines(runs)
+    assert (found, words in headline) == (tone, True)
+    assert f"mean {np.mean(gains):+.3f}" in text
+
+
+def test_steady_seeds_on_few_scattered_cases_are_no_proof(tmp_path):
+    """Every seed gains the same, but on one case out of three only."""
+    dice = {"real_only": [0.5, 0.5, 0.5], "end2end": [0.8, 0.5, 0.49]}
+    runs = [_make_run(tmp_path / f"run{s}", dice, seed=s) for s in range(3)]
+    ((tone, _, text),) = _headlines(runs)
+    assert tone == "none" and "So few test cases" in text
+
+
+def test_verdict_needs_both_methods(tmp_path):
+    run = _make_run(tmp_path / "run", {"real_only": _spread(0.5)})
+    ((tone, headline, _),) = _headlines([run])
+    assert (tone, headline) == ("open", "No verdict yet.")
+
+
+def test_page_is_self_contained(tmp_path):
+    run = _make_run(tmp_path / "run", {"real_only": _spread(0.5), "end2end": _spread(0.6)})
+    _png(run / "contact_sheet.png", (2000, 40))
+    _png(run / "end2end" / "samples" / "step_000100.png", colour=(0, 255, 0))
+    _png(run / "end2end" / "samples" / "step_001000.png", colour=(0, 0, 255))
+    _png(run / "end2end" / "evaluation" / "phantom" / "examples" / "worst_1_c00.png")
+    text = report.build_report([run], run / "report.html").read_text()
+    links = _Links(text)
+    assert links.sources and all(s.startswith("data:image/") for s in links.sources)
+    assert not links.tags & {"script", "link", "iframe"}
+    assert "http" not in re.sub(r"data:image[^\"]*", "", text)
+    images = [
+        Image.open(io.BytesIO(base64.b64decode(s.split(",")[1]))).convert("RGB")
+        for s in links.sources
+    ]
+    assert max(image.width for image in images) == 1600  # the contact sheet was shrunk
+    blue = [i for i in images if i.size == (20, 10) and i.getpixel((5, 5))[2] > 240]
+    assert len(blue) == 1  # the latest sample, by number and not by name
+    assert not any(i.size == (20, 10) and i.getpixel((5, 5))[1] > 240 for i in images)
+    assert {p.name for p in (run / "report").glob("*.png")} >= {
+        "learning_curves.png",
+        "cases_end2end_phantom.png",
+    }
+    assert "worst 1" in text and "4 x abacus" in text and "jax 0.0.1" in text
+    assert "4 (3 training + 1 validation)" in text
+
+
+def test_names_are_escaped(tmp_path):
+    run = _make_run(tmp_path / "run", {"real_only": [0.5, 0.6]}, name="<script>alert(1)</script>")
+    assert "<script>" not in _page([run], tmp_path)
+
+
+def test_run_that_has_just_started(tmp_path):
+    _write(tmp_path / "run" / "config.json", {"name": "x", "methods": ["real_only", "end2end"]})
+    page = _page([tmp_path / "run"], tmp_path)
+    assert "real_only: has not been started" in page
+    assert "No run has been evaluated yet" in page
+    assert "splits.json: is not there" in page
+    assert "No run has been evaluated yet" in report.results_table([tmp_path / "run"])
+
+
+def test_killed_run(tmp_path):
+    run = _make_run(tmp_path / "run", {"real_only": [0.5, 0.6], "end2end": [0.5, 0.6]})
+    with open(run / "end2end" / "log.jsonl", "a") as file:
+        file.write('\n{"stage": "train", "step": 30, "segmen')
+    (run / "end2end" / "evaluation" / "phantom" / "summary.json").unlink()
+    _write(run / "end2end" / "samples" / "step_000010.png", "half a picture")
+    _write(run / "environment.json", '{"device": "4')
+    page = _page([run], tmp_path)
+    assert "this evaluation did not end" in page
+    assert "environment.json: is not there or damaged" in page
+    assert "No verdict yet" in page
+
+
+def test_damaged_cases_are_named(tmp_path):
+    run = _make_run(tmp_path / "run", {"real_only": [0.5, 0.6]})
+    _write(run / "real_only" / "evaluation" / "phantom" / "cases.json", [{"case": "a"}])
+    assert "is damaged; run --mode=evaluate again" in _page([run], tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]"])
+def test_folder_that_is_no_run(tmp_path, content):
+    (tmp_path / "run").mkdir()
+    if content is not None:
+        _write(tmp_path / "run" / "config.json", content)
+    with pytest.raises(InputError, match="config.json"):
+        report.results_table([tmp_path / "run"])
+    with pytest.raises(InputError, match="no such folder"):
+        report.results_table([tmp_path / "nowhere"])
+    with pytest.raises(InputError, match="at least one run"):
+        report.results_table([])
+
+
+def test_threshold_baseline_is_shown(tmp_path):
+    run = _make_run(tmp_path / "run", {"real_only": [0.5, 0.6]})
+    _write(run / "threshold.json", {"phantom": 0.4567})
+    assert "phantom 0.457" in report.results_table([run])
+
+
+def test_log_of_a_resumed_run_counts_every_step_once(tmp_path):
+    lines = [
+        {"stage": "train", "step": 10, "a": 1.0},
+        {"stage": "train", "step": 20, "a": 2.0, "b": 9.0},
+        {"stage": "train", "step": 20, "a": 3.0},
+        {"stage": "train", "step": 15, "a": float("nan")},
+        {"no": "step"},
+    ]
+    _write(tmp_path / "log.jsonl", "\n".join(map(json.dumps, lines)) + "\nnot json")
+    log = report_inputs.read_log(tmp_path / "log.jsonl")
+    assert [record["step"] for record in log] == [10, 15, 20]
+    steps, values = report_plots.series(log, "a")
+    assert steps.tolist() == [10, 20] and values.tolist() == [1.0, 3.0]
+    assert report_plots.series(log, "b")[1].tolist() == [9.0]
+
+
+def test_architecture_plot_tells_the_largest_change():
+    start, end = [[0.3, 0.3, 0.4], [0.2, 0.2, 0.6]], [[0.3, 0.3, 0.4], [0.1, 0.2, 0.7]]
+    log = [{"step": 0, "architecture/decoder": start}, {"step": 9, "architecture/decoder": end}]
+    png, change = report_plots.architecture(log)
+    assert change == pytest.approx(0.1)
+    assert Image.open(io.BytesIO(png)).width > 200
+    assert report_plots.architecture([{"step": 0}]) is None
+
+
+def test_report_says_when_the_architecture_did_not_move(tmp_path):
+    run = _make_run(tmp_path / "run", {"end2end": [0.5, 0.6]})
+    weights = [[1 / 3, 1 / 3, 1 / 3]]
+    records = [{"stage": "train", "step": s, "architecture/encoder": weights} for s in (0, 50)]
+    _write(run / "end2end" / "log.jsonl", "\n".join(map(json.dumps, records)))
+    assert "the architecture has not moved" in _page([run], tmp_path)
+
+
+def test_reads_what_evaluation_writes(tmp_path):
+    from fewshotseg.data.sources.phantom import PhantomSource
+    from fewshotseg.results.evaluate import evaluate
+
+    source = PhantomSource(num_cases=12, image_size=32)
+    run = _make_run(tmp_path / "run", {"real_only": []})
+    folder = run / "real_only" / "evaluation" / "phantom"
+
+    def predict(images):
+        return (images.mean(axis=-1, keepdims=True) < 0).astype(np.float32)
+
+    summary = evaluate(
+        predict, source, source.ids, folder, image_size=32, channels=3, class_names=("lesion",)
+    )
+    (score,) = report_scores.score_runs([report_inputs.read_run(run)])
+    for metric in report_inputs.METRICS:
+        for key in ("mean", "n", "ci95"):
+            expected = summary["mean"][metric][key]
+            assert score.summary[metric][key] == pytest.approx(expected, nan_ok=True)
+    assert "worst 1" in _page([run], tmp_path)
+
+
+def test_needs_no_accelerator_library():
+    program = "import sys, fewshotseg.results.report.page; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

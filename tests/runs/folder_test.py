@@ -1,0 +1,108 @@
+"""What a run folder says about itself."""
+
+import json
+import os
+
+import jax
+import pytest
+
+from configs import demo
+from fewshotseg.errors import InputError
+from fewshotseg.runs import folder as run_files
+
+
+@pytest.fixture
+def config():
+    return demo.get_config("runlocal")
+
+
+def test_the_configuration_can_be_read_back(config, tmp_path):
+    run_files.write(config, tmp_path)
+    again = run_files.read_config(tmp_path)
+    assert again == json.loads(config.to_json())
+    assert again["name"] == "demo" and again["methods"] == ["real_only", "separate", "end2end"]
+    run_files.write(config, tmp_path)  # the same once more is welcome
+
+
+@pytest.mark.parametrize(
+    "path, value",
+    [
+        ("seed", 1),
+        ("train.num_steps", 21),
+        ("data.phantom.shifted", True),
+        ("outer.variables", ("architecture", "synthetic_weight")),
+        ("optim.learning_rate", 1e-4),
+    ],
+)
+def test_another_configuration_is_refused_and_the_field_named(path, value, config, tmp_path):
+    run_files.write(config, tmp_path)
+    config.update_from_flattened_dict({path: value})
+    with pytest.raises(InputError, match=rf"other settings \({path}\): .*another --workdir"):
+        run_files.write(config, tmp_path)
+    with pytest.raises(InputError, match=path):
+        run_files.check_same(config, tmp_path)
+    assert run_files.read_config(tmp_path) == json.loads(demo.get_config("runlocal").to_json())
+
+
+def test_a_field_that_one_side_lacks_is_named(config, tmp_path):
+    run_files.write(config, tmp_path)
+    with config.unlocked():
+        config.train.more = 1
+    with pytest.raises(InputError, match=r"train\.more"):
+        run_files.write(config, tmp_path)
+
+
+def test_what_does_not_change_the_training_may_change(config, tmp_path):
+    run_files.write(config, tmp_path)
+    config.methods = ("joint",)
+    config.evaluate.batch_size = 3
+    config.compilation_cache = "elsewhere"
+    config.test_sets.shifted.phantom.num_cases = 9
+    run_files.write(config, tmp_path)
+    assert run_files.read_config(tmp_path)["methods"] == ["joint"]
+
+
+def test_environment_names_versions_and_device(config, tmp_path):
+    run_files.write(config, tmp_path)
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert environment["versions"]["jax"] == jax.__version__
+    assert str(jax.local_device_count()) in environment["device"]
+    assert set(environment) >= {"python", "platform", "git_revision", "command"}
+
+
+def test_a_missing_package_is_no_fault(monkeypatch):
+    monkeypatch.setattr(run_files, "PACKAGES", ("no-such-package",))
+    assert run_files.environment()["versions"] == {"no-such-package": "not installed"}
+
+
+def test_no_git_is_no_fault(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert run_files.environment()["git_revision"] == "unknown"
+
+
+@pytest.mark.parametrize("text", [None, "", '{"name": "de'])
+def test_not_the_folder_of_a_run(text, tmp_path):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match="not the folder of a run: config.json is missing or dam"):
+        run_files.read_config(tmp_path)
+    with pytest.raises(InputError, match="no classes.json: train first"):
+        run_files.read_class_names(tmp_path)
+
+
+def test_class_names(tmp_path):
+    run_files.write_json(["vessel", "tool"], tmp_path / "classes.json")
+    assert run_files.read_class_names(tmp_path) == ["vessel", "tool"]
+
+
+def test_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    run_files.write_json({"a": 1}, path)
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_files.write_json({"a": 2}, path)
+    assert json.loads(path.read_text()) == {"a": 1}
