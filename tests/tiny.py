@@ -23,7 +23,8 @@ from fewshotseg.training import optimizers
 SIZE, CHANNELS, LEVELS = 8, 1, 2
 
 
-# Halves what XLA takes to compile; the programs are slower and their numbers the same.
+# Halves what XLA takes to compile; the programs are slower and their numbers the same. Options come
+# and go with XLA's versions: those that the installed one does not know are left out.
 FAST_COMPILE = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
@@ -35,7 +36,22 @@ FAST_COMPILE = {
 def jit(function, batched_args=(), batched_results=()):
     """`jax.jit` for numbers only; also the `compile=` of an estimator on one device."""
     del batched_args, batched_results
-    return jax.jit(function, compiler_options=FAST_COMPILE)
+    return jax.jit(function, compiler_options=_known_options())
+
+
+@functools.cache
+def _known_options():
+    return {name: value for name, value in FAST_COMPILE.items() if _is_known(name, value)}
+
+
+def _is_known(name, value):
+    try:
+        jax.jit(lambda: 0, compiler_options={name: value})()
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" not in str(error):
+            raise
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -44,10 +60,17 @@ def float64():
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     try:
-        with jax.enable_x64(True):
+        with _enable_x64(True):
             yield
     finally:
         jax.config.update("jax_disable_most_optimizations", before)
+
+
+def _enable_x64(new_value):
+    """`jax.enable_x64`; JAX before 0.8 had it in `jax.experimental`, from where it has gone since."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(new_value)
+    return jax.experimental.enable_x64(new_value)
 
 
 # --- Methods -------------------------------------------------------------------------------------
