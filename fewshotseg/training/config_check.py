@@ -1,58 +1,215 @@
-"""What can be wrong with a configuration beyond the types of its fields."""
+"""What can be wrong with a configuration beyond the types of its fields: one table of bounds, one of
+choices. Every field is looked at before any data is read or anything compiled.
+
+A row's name is a pattern (`*` stands for anything, dots included), so that blocks that repeat, such as
+the optimisers, the sources of further test sets, or a network's own block, share their rows. A new
+number without a row fails tests/training/config_check_test.py.
+"""
+
+import dataclasses
+import fnmatch
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from fewshotseg import errors
 from fewshotseg.methods import METHODS
-from fewshotseg.training import devices as parallel
+from fewshotseg.models import factory, unet
+from fewshotseg.training import devices
 from fewshotseg.training.estimators import ESTIMATORS
 
-CHOICES = {
-    "methods": tuple(METHODS),
+SOURCES = ("phantom", "folder", "tfds")
+SEEDS = 2**32 - 1  # what both NumPy's and JAX's generators take
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """An interval of finite numbers; `open_low` and `open_high` leave out its ends."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether `value` lies in it; NaN and infinity never do."""
+        if not abs(value) < math.inf:
+            return False
+        above = value > self.low if self.open_low else value >= self.low
+        return above and (value < self.high if self.open_high else value <= self.high)
+
+    def __str__(self):
+        if self.high == math.inf:
+            return f"a number above {self.low}" if self.open_low else f"at least {self.low}"
+        ends = [
+            f"{end} (left out)" if is_open else str(end)
+            for end, is_open in ((self.low, self.open_low), (self.high, self.open_high))
+        ]
+        return f"a number between {ends[0]} and {ends[1]}"
+
+
+def at_least(low) -> Bound:
+    return Bound(low)
+
+
+def above(low) -> Bound:
+    return Bound(low, open_low=True)
+
+
+def between(low, high, open_low=False, open_high=False) -> Bound:
+    return Bound(low, high, open_low, open_high)
+
+
+BOUNDS: Mapping[str, Bound] = {
+    "seed": between(0, SEEDS),
+    "*phantom.num_cases": at_least(1),
+    "*phantom.seed": between(0, SEEDS),
+    "*phantom.image_size": at_least(16),
+    "data.image_size": at_least(16),
+    "data.num_train": at_least(0),
+    "data.num_validation": at_least(0),
+    "data.num_test": at_least(0),
+    "*.width": at_least(1),
+    "*.max_width": at_least(1),
+    "segmenter*.num_levels": at_least(1),
+    "generator*.num_levels": at_least(1),
+    "discriminator*.num_levels": at_least(1),
+    "*.groups": at_least(1),
+    "*.dropout_rate": between(0, 1, open_high=True),
+    "loss.*_weight": at_least(0),
+    "augment.*.flip": between(0, 1),
+    "augment.*.scale": between(0, 1, open_high=True),
+    "augment.*.translate": between(0, 1),
+    "augment.*.rotate": between(0, 180),
+    "augment.*.shear": between(0, 90, open_high=True),
+    "augment.*.elastic": between(0, 1),
+    "augment.intensity.brightness": between(0, 2),
+    "augment.intensity.contrast": between(0, 1),
+    "augment.intensity.colour": between(0, 1),
+    "augment.intensity.gamma": between(0, 5),
+    "augment.intensity.blur": between(0, 1),
+    "augment.intensity.noise": between(0, 2),
+    "pretrain.num_steps": at_least(1),
+    "train.num_steps": at_least(1),
+    "*.batch_size": at_least(1),
+    "train.ema_decay": between(0, 1, open_high=True),
+    "*optim.learning_rate": above(0),
+    "*optim.warmup_steps": at_least(0),
+    "*optim.weight_decay": at_least(0),
+    "*optim.momentum": between(0, 1, open_high=True),
+    "*optim.b[12]": between(0, 1, open_high=True),
+    "gan_finetune_factor": at_least(0),
+    "outer.num_inner_steps": at_least(1),
+    "outer.every": at_least(1),
+    "outer.start": at_least(0),
+    "outer.*horizon": at_least(1),
+    "outer.*radius": above(0),
+    "outer.*step_size": above(0),
+    "outer.*num_terms": at_least(1),
+    "outer.*damping": at_least(0),
+    "outer.*num_pairs": at_least(1),
+    "outer.*sigma": above(0),
+    "diagnose.inner_steps": at_least(1),
+    "diagnose.repeats": at_least(1),
+    "*_every": at_least(1),
+    "evaluate.threshold": between(0, 1, open_low=True, open_high=True),
+}
+
+NUMBER_CHOICES: Mapping[str, tuple[int, ...]] = {
     "data.channels": (1, 3),
+    "augment.*.flip_axes": (-1, -2, -3),
+}
+
+CHOICES: Mapping[str, tuple[Any, ...]] = {
+    **NUMBER_CHOICES,
+    "methods": tuple(METHODS),
+    "data.source": SOURCES,
+    "test_sets.*.source": SOURCES,
+    "*phantom.style": ("dermoscopy", "ultrasound"),
+    "segmenter.name": tuple(factory.SEGMENTERS),
+    "generator.name": tuple(factory.GENERATORS),
+    "discriminator.name": tuple(factory.DISCRIMINATORS),
+    "segmenter*.activation": tuple(unet.ACTIVATIONS),
+    "segmenter*.pool": tuple(unet.POOLS),
+    "*.dtype": tuple(factory.DTYPES),
     "loss.overlap": ("dice", "jaccard"),
     "loss.adversarial": ("vanilla", "lsgan"),
+    "*optim.name": ("sgd", "adam", "adamw", "rmsprop"),
+    "*optim.schedule": ("constant", "cosine"),
     "outer.estimator": tuple(ESTIMATORS),
-    "outer.remat": ("none", "step", "sqrt"),
+    "outer.*remat": ("none", "step", "sqrt"),
     "outer.loop": ("auto", "host", "scan"),
     "outer.variables": ("architecture", "synthetic_weight"),
     "diagnose.estimators": tuple(ESTIMATORS),
 }
-MAY_BE_EMPTY = ("outer.variables",)
-LEAST = {
-    "data.image_size": 16,
-    "outer.horizon": 1,
-    "outer.num_terms": 1,
-    "outer.num_pairs": 1,
-    "outer.damping": 0,
-    "diagnose.inner_steps": 1,
-    "diagnose.repeats": 1,
-}
-ABOVE_ZERO = ("outer.radius", "outer.step_size", "outer.sigma")
-BATCHES = ("pretrain", "train", "outer")
+MAY_BE_EMPTY = ("outer.variables", "augment.*.flip_axes")
+DIVIDED = ("pretrain.batch_size", "train.batch_size", "outer.batch_size")  # over the devices
 
 
 def check_config(config) -> None:
-    """Checks what the types of the fields do not.
+    """Checks what the types of the fields do not, for training on the devices of this process.
 
     Raises:
       InputError: names the field, the value and what is allowed.
     """
-    for field, allowed in CHOICES.items():
-        values, listed = _values(config, field), ", ".join(repr(value) for value in allowed)
-        if not values and field not in MAY_BE_EMPTY:
-            raise _fault(config, field, f"name some of {listed}")
-        if unknown := [value for value in values if value not in allowed]:
-            several = isinstance(_value(config, field), tuple)
-            reason = f"{unknown[0]!r} is none of" if several else "use one of"
-            raise _fault(config, field, f"{reason} {listed}")
-    for field, least in LEAST.items():
-        if min(_values(config, field), default=least - 1) < least:
-            raise _fault(config, field, f"use at least {least}")
-    for field in ABOVE_ZERO:
-        if not _value(config, field) > 0:
-            raise _fault(config, field, "use a number above 0")
-    for block in BATCHES:
-        parallel.check_batch_size(f"{block}.batch_size", config[block].batch_size)
+    check_fields(config)
     _check_combinations(config)
+    for field in DIVIDED:
+        devices.check_batch_size(field, _value(config, field))
+
+
+def check_fields(config) -> None:
+    """Checks every field by itself: numbers, choices, names.
+
+    Raises:
+      InputError: names the field, the value and what is allowed.
+    """
+    for field, value in leaves(config):
+        _check_choice(field, value)
+        _check_bound(field, value)
+        if field.endswith("folder.class_names"):
+            _check_names(field, value)
+
+
+def leaves(config, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field of a configuration that is not a block, as `("train.num_steps", 1500)`."""
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def rows(table: Mapping[str, Any] | tuple[str, ...], field: str) -> list[str]:
+    """The rows of a table that are about a field; there should be at most one."""
+    return [pattern for pattern in table if fnmatch.fnmatchcase(field, pattern)]
+
+
+def _check_choice(field, value):
+    for row in rows(CHOICES, field):
+        listed = ", ".join(repr(choice) for choice in CHOICES[row])
+        several = isinstance(value, tuple | list)
+        values = tuple(value) if several else (value,)
+        if not values and not rows(MAY_BE_EMPTY, field):
+            raise _fault(field, value, f"name some of {listed}")
+        if len(set(values)) < len(values):
+            raise _fault(field, value, "name each only once")
+        if unknown := [v for v in values if v not in CHOICES[row]]:
+            reason = f"{unknown[0]!r} is none of" if several else "use one of"
+            raise _fault(field, value, f"{reason} {listed}")
+
+
+def _check_bound(field, value):
+    for row in rows(BOUNDS, field):
+        values = value if isinstance(value, tuple | list) else (value,)
+        if not values or not all(BOUNDS[row].holds(v) for v in values):
+            raise _fault(field, value, f"use {BOUNDS[row]}")
+
+
+def _check_names(field, names):
+    if not names or len(set(names)) < len(names) or not all(re.search(r"\S", n) for n in names):
+        raise _fault(field, tuple(names), "name every foreground class once, as in ('lesion',)")
 
 
 def _check_combinations(config):
@@ -62,11 +219,34 @@ def _check_combinations(config):
             f"data.num_train is {num_train} and data.num_validation {num_validation}: use at least 1 "
             "each, or 0 for both."
         )
+    for field, levels in leaves(config):
+        if field.endswith(".num_levels") and not field.startswith("generator"):
+            _check_levels(field, levels, config.data.image_size)
+    if config.optim.warmup_steps >= config.train.num_steps:
+        raise errors.InputError(
+            f"optim.warmup_steps is {config.optim.warmup_steps}: it must be below "
+            f"train.num_steps={config.train.num_steps}."
+        )
+    _check_outer(config)
+
+
+def _check_levels(field, levels, image_size):
+    most = image_size.bit_length() - 1
+    if levels > most:
+        raise _fault(field, levels, f"{image_size} pixels can be halved {most} times at most")
+
+
+def _check_outer(config):
     outer = config.outer
     if not 1 <= outer.num_inner_steps <= outer.every:
         raise errors.InputError(
             f"outer.num_inner_steps is {outer.num_inner_steps}: it must be between 1 and "
             f"outer.every={outer.every}."
+        )
+    if "end2end" in config.methods and outer.start >= config.train.num_steps:
+        raise errors.InputError(
+            f"outer.start is {outer.start}: with train.num_steps={config.train.num_steps}, end2end "
+            "would never take a hypergradient."
         )
     if outer.estimator == "conjugate_gradient" and outer.through_generator_training:
         raise errors.InputError(
@@ -81,10 +261,5 @@ def _value(config, field: str):
     return config
 
 
-def _values(config, field):
-    value = _value(config, field)
-    return value if isinstance(value, tuple) else (value,)
-
-
-def _fault(config, field, remedy):
-    return errors.InputError(f"{field} is {_value(config, field)!r}: {remedy}.")
+def _fault(field, value, remedy):
+    return errors.InputError(f"{field} is {value!r}: {remedy}.")
