@@ -1,13 +1,9 @@
 """One stage of training: the loop over steps, with its log, checkpoints, samples and resume."""
 
-import contextlib
 import dataclasses
 import functools
 import pathlib
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -18,7 +14,7 @@ from fewshotseg import errors, figures
 from fewshotseg.data import cases
 from fewshotseg.genseg import losses
 from fewshotseg.genseg.state import GenSegState
-from fewshotseg.runs import checkpoint
+from fewshotseg.runs import checkpoint, interrupts
 from fewshotseg.runs import log as summaries
 from fewshotseg.training import devices as parallel
 
@@ -38,7 +34,7 @@ class Stage:
 
     def run(self) -> Any:
         """Runs or resumes the stage; returns what `result` makes of the end."""
-        with remembered_interrupts() as raise_if_interrupted:
+        with interrupts.remembered_interrupts() as raise_if_interrupted:
             return self._run(raise_if_interrupted)
 
     def _run(self, raise_if_interrupted):
@@ -144,34 +140,6 @@ class Stage:
             return self.method.generate(generator, theta["architecture"], one_hot, None)
 
         return draw
-
-
-@contextlib.contextmanager
-def remembered_interrupts() -> Iterator[Callable[[], None]]:
-    """Yields a function that raises KeyboardInterrupt if there was a Ctrl-C, now or earlier.
-
-    Ctrl-C also interrupts at once, as ever. But where it strikes a destructor or a callback of the
-    garbage collector, and JAX has both, Python prints the exception and drops it.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield lambda: None  # signals are not ours to handle, or Ctrl-C is ignored
-        return
-    seen = []
-
-    def handle(number, frame):
-        seen.append(number)
-        before(number, frame)
-
-    def raise_if_interrupted():
-        if seen:
-            raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield raise_if_interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
