@@ -12,37 +12,85 @@ from typing import Any
 import jax
 
 from fewshotseg import errors
+from fewshotseg.methods import METHODS
+from fewshotseg.runs import checkpoint
 
 # Fields that may differ between commands on one workdir: they do not change what is trained.
 FREE_FIELDS = ("methods", "evaluate", "test_sets", "compilation_cache", "diagnose")
+GROWS = "train.num_steps"  # may be larger than before: training goes on
+OPTIMIZERS = ("optim", "gan_optim", "outer_optim")
 PACKAGES = ("fewshotseg", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def write(config, workdir: pathlib.Path) -> None:
-    """Writes config.json and environment.json.
+    """Writes config.json and environment.json: from the first checkpoint on, they bind the folder.
+
+    `train.num_steps` may be larger than that of the run: training then goes on, which is printed and
+    noted in continued.json, and what has been evaluated counts as not evaluated.
 
     Raises:
       InputError: the folder holds a run of another configuration.
     """
-    if (workdir / "config.json").exists():
-        check_same(config, workdir)
+    if is_trained(workdir):
+        check_same(config, workdir, may_grow=True)
+        _reopen(config, workdir)
     write_json(json.loads(config.to_json()), workdir / "config.json")
     write_json(environment(), workdir / "environment.json")
 
 
-def check_same(config, workdir: pathlib.Path) -> None:
+def is_trained(workdir: pathlib.Path) -> bool:
+    """Whether anything trained in this folder has been kept."""
+    return any(checkpoint.has_checkpoint(path) for path in workdir.glob("*/checkpoints"))
+
+
+def check_same(config, workdir: pathlib.Path, may_grow: bool = False) -> None:
     """Compares `config` with that of the run in `workdir`.
 
     Raises:
-      InputError: they differ in a field that is not one of `FREE_FIELDS`.
+      InputError: they differ in a field that is not one of `FREE_FIELDS`; with `may_grow`,
+        `train.num_steps` may be larger.
     """
     ours, theirs = json.loads(config.to_json()), read_config(workdir)
-    changed = sorted(_differences(_fixed(theirs), _fixed(ours)))
+    changed = set(_differences(_fixed(theirs), _fixed(ours)))
+    hint = ""
+    if changed == {GROWS}:
+        if may_grow and theirs["train"]["num_steps"] < ours["train"]["num_steps"]:
+            return
+        hint = f"; to train longer, give --config.{GROWS} above {theirs['train']['num_steps']}"
     if changed:
         raise errors.InputError(
-            f"{workdir} holds a run with other settings ({', '.join(changed[:5])}): give the "
-            "--config and overrides of that run, or use another --workdir."
+            f"{workdir} holds a run with other settings ({', '.join(sorted(changed)[:5])}): give the "
+            f"--config and overrides of that run, or use another --workdir{hint}."
         )
+
+
+def _reopen(config, workdir):
+    """Prepares a finished run for more steps, if `config` asks for them."""
+    before, now = read_config(workdir)["train"]["num_steps"], config.train.num_steps
+    if now == before:
+        return
+    trained = [m for m in METHODS if checkpoint.has_checkpoint(workdir / m / "checkpoints")]
+    if left_out := [method for method in trained if method not in config.methods]:
+        raise errors.InputError(
+            f"{workdir} holds {', '.join(left_out)}, trained for {before} steps: methods of one run "
+            f"have equal steps, so name all of them in --config.methods, or use another --workdir."
+        )
+    curved = [name for name in OPTIMIZERS if config[name].schedule != "constant"]
+    print(
+        f"{GROWS} grows from {before} to {now}: training goes on. "
+        + (
+            f"The {config[curved[0]].schedule} schedule of {' and '.join(curved)} now ends at {now}, "
+            f"so the result is not that of {now} steps in one go."
+            if curved
+            else f"The schedules are constant: the result is that of {now} steps in one go."
+        ),
+        flush=True,
+    )
+    path = workdir / "continued.json"
+    history = json.loads(path.read_text()) if path.exists() else []
+    write_json([*history, {"from": before, "to": now}], path)
+    for summary in workdir.glob("*/evaluation/*/summary.json"):  # written last: says "done"
+        summary.unlink()
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
@@ -108,6 +156,8 @@ def device() -> str:
 
 def _git_revision():
     root = pathlib.Path(__file__).parents[2]
+    if not (root / "run.py").exists():  # installed, perhaps inside of somebody else's repository
+        return "none"
     try:
         done = subprocess.run(
             ["git", "-C", str(root), "describe", "--always", "--dirty"],

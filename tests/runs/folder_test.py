@@ -4,16 +4,30 @@ import json
 import os
 
 import jax
+import numpy as np
 import pytest
 
 from configs import demo
 from fewshotseg.errors import InputError
+from fewshotseg.runs import checkpoint
 from fewshotseg.runs import folder as run_files
 
 
 @pytest.fixture
 def config():
     return demo.get_config("runlocal")
+
+
+def write_trained(config, workdir, methods=("real_only",)):
+    """A run with a checkpoint, and an evaluation, of every method."""
+    run_files.write(config, workdir)
+    for method in methods:
+        checkpoints = checkpoint.Checkpoints(workdir / method / "checkpoints")
+        checkpoints.save(20, {"w": np.ones(2)}, {"w": np.ones(2)}, {})
+        checkpoints.close()
+        summary = workdir / method / "evaluation" / "test" / "summary.json"
+        summary.parent.mkdir(parents=True)
+        summary.write_text("{}")
 
 
 def test_the_configuration_can_be_read_back(config, tmp_path):
@@ -28,14 +42,15 @@ def test_the_configuration_can_be_read_back(config, tmp_path):
     "path, value",
     [
         ("seed", 1),
-        ("train.num_steps", 21),
+        ("train.num_steps", 19),
+        ("pretrain.num_steps", 21),
         ("data.phantom.shifted", True),
         ("outer.variables", ("architecture", "synthetic_weight")),
         ("optim.learning_rate", 1e-4),
     ],
 )
 def test_another_configuration_is_refused_and_the_field_named(path, value, config, tmp_path):
-    run_files.write(config, tmp_path)
+    write_trained(config, tmp_path)
     config.update_from_flattened_dict({path: value})
     with pytest.raises(InputError, match=rf"other settings \({path}\): .*another --workdir"):
         run_files.write(config, tmp_path)
@@ -45,7 +60,7 @@ def test_another_configuration_is_refused_and_the_field_named(path, value, confi
 
 
 def test_a_field_that_one_side_lacks_is_named(config, tmp_path):
-    run_files.write(config, tmp_path)
+    write_trained(config, tmp_path)
     with config.unlocked():
         config.train.more = 1
     with pytest.raises(InputError, match=r"train\.more"):
@@ -53,13 +68,57 @@ def test_a_field_that_one_side_lacks_is_named(config, tmp_path):
 
 
 def test_what_does_not_change_the_training_may_change(config, tmp_path):
-    run_files.write(config, tmp_path)
+    write_trained(config, tmp_path)
     config.methods = ("joint",)
     config.evaluate.batch_size = 3
     config.compilation_cache = "elsewhere"
     config.test_sets.shifted.phantom.num_cases = 9
     run_files.write(config, tmp_path)
     assert run_files.read_config(tmp_path)["methods"] == ["joint"]
+
+
+def test_nothing_binds_before_something_is_trained(config, tmp_path):
+    run_files.write(config, tmp_path)
+    (tmp_path / "generator" / "checkpoints" / "20.orbax-checkpoint-tmp-1").mkdir(parents=True)
+    config.data.folder.images_dir = "images"
+    run_files.write(config, tmp_path)  # the first start had a mistyped folder, say
+    assert run_files.read_config(tmp_path)["data"]["folder"]["images_dir"] == "images"
+
+
+def test_training_goes_on_with_more_steps(config, tmp_path, capsys):
+    write_trained(config, tmp_path)
+    config.train.num_steps = 40
+    with pytest.raises(InputError, match=r"train\.num_steps.*above 20"):
+        run_files.check_same(config, tmp_path)  # to evaluate, say
+    run_files.write(config, tmp_path)
+    said = capsys.readouterr().out
+    assert "grows from 20 to 40" in said and "cosine schedule of optim now ends at 40" in said
+    assert run_files.read_config(tmp_path)["train"]["num_steps"] == 40
+    assert json.loads((tmp_path / "continued.json").read_text()) == [{"from": 20, "to": 40}]
+    assert not list(tmp_path.glob("*/evaluation/*/summary.json"))
+    run_files.write(config, tmp_path)  # the same once more says nothing
+    assert not capsys.readouterr().out
+    config.train.num_steps = 60
+    run_files.write(config, tmp_path)
+    history = json.loads((tmp_path / "continued.json").read_text())
+    assert history == [{"from": 20, "to": 40}, {"from": 40, "to": 60}]
+
+
+def test_with_constant_schedules_more_steps_are_steps_in_one_go(config, tmp_path, capsys):
+    config.optim.schedule = "constant"
+    write_trained(config, tmp_path)
+    config.train.num_steps = 40
+    run_files.write(config, tmp_path)
+    assert "that of 40 steps in one go" in capsys.readouterr().out
+
+
+def test_methods_of_one_run_have_equal_steps(config, tmp_path):
+    write_trained(config, tmp_path, ("real_only", "end2end"))
+    config.train.num_steps, config.methods = 40, ("real_only", "joint")
+    with pytest.raises(InputError, match="holds end2end, trained for 20 steps"):
+        run_files.write(config, tmp_path)
+    assert run_files.read_config(tmp_path)["train"]["num_steps"] == 20
+    assert len(list(tmp_path.glob("*/evaluation/*/summary.json"))) == 2
 
 
 def test_environment_names_versions_and_device(config, tmp_path):
@@ -78,6 +137,11 @@ def test_a_missing_package_is_no_fault(monkeypatch):
 def test_no_git_is_no_fault(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert run_files.environment()["git_revision"] == "unknown"
+
+
+def test_an_installed_copy_does_not_name_the_repository_around_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(run_files, "__file__", str(tmp_path / "fewshotseg" / "runs" / "folder.py"))
+    assert run_files.environment()["git_revision"] == "none"
 
 
 @pytest.mark.parametrize("text", [None, "", '{"name": "de'])
