@@ -1,5 +1,6 @@
-"""The modes of run.py, one function each."""
+"""The modes of the command line, one function each."""
 
+import contextlib
 import os
 import pathlib
 from typing import Any
@@ -22,14 +23,15 @@ def run(mode: str, config, flags: Any) -> None:
     import jax
 
     from fewshotseg.runs import checkpoint
-    from fewshotseg.training import devices as parallel
+    from fewshotseg.training import config_check, devices
 
+    config_check.check_fields(config)
     set_compilation_cache(config.compilation_cache)
-    together = flags.coordinator or flags.num_processes > 1
+    together = flags.coordinator or (flags.num_processes, flags.process_id) != (1, 0)
     if together:
         if mode != "train":
             raise errors.InputError(f"--mode={mode} runs in one process: leave out --coordinator.")
-        parallel.start(flags.coordinator, flags.num_processes, flags.process_id)
+        devices.start(flags.coordinator, flags.num_processes, flags.process_id)
     try:
         COMMANDS[mode](config, flags)
     except jax.errors.JaxRuntimeError as error:
@@ -58,20 +60,45 @@ def set_compilation_cache(folder: str) -> None:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
 
 
+@contextlib.contextmanager
+def _alone_in(workdir):
+    """Creates the folder of a run and locks it; of several processes, the one that writes does."""
+    from fewshotseg.runs import checkpoint, lock
+    from fewshotseg.training import devices
+
+    with contextlib.ExitStack() as stack:
+        if devices.is_main():
+            checkpoint.check_writable(pathlib.Path(workdir))
+            stack.enter_context(lock.locked(workdir))
+        yield
+
+
 def train(config, flags) -> None:
-    from fewshotseg.training import devices as parallel
+    from fewshotseg.training import devices
     from fewshotseg.training import train as train_lib
 
-    train_lib.train_and_evaluate(config, flags.workdir)
-    if parallel.is_main():
-        _report([pathlib.Path(flags.workdir)])
+    with _alone_in(flags.workdir):
+        train_lib.train_and_evaluate(config, flags.workdir)
+        if devices.is_main():
+            _report([pathlib.Path(flags.workdir)])
 
 
 def evaluate(config, flags) -> None:
     from fewshotseg.results import predictor as trained
 
-    trained.evaluate_run(config, flags.workdir)
-    _report([pathlib.Path(flags.workdir)])
+    _require_run(flags)
+    with _alone_in(flags.workdir):
+        trained.evaluate_run(config, flags.workdir)
+        _report([pathlib.Path(flags.workdir)])
+
+
+def _require_run(flags):
+    from fewshotseg.runs import folder
+
+    if not folder.is_trained(pathlib.Path(flags.workdir)):
+        raise errors.InputError(
+            f"nothing has been trained in {flags.workdir}: give the --workdir of a run, or train first."
+        )
 
 
 def predict(config, flags) -> None:
@@ -107,10 +134,14 @@ def _report(workdirs, output=None):
 
 
 def hypergradient(config, flags) -> None:
-    from fewshotseg.training import compare_estimators as diagnose
+    from fewshotseg.runs import folder
+    from fewshotseg.training import compare_estimators
 
-    rows = diagnose.compare_estimators(config, flags.workdir)
-    print(diagnose.table(rows))
+    _require_run(flags)
+    folder.check_same(config, pathlib.Path(flags.workdir))
+    with _alone_in(flags.workdir):
+        rows = compare_estimators.compare_estimators(config, flags.workdir)
+    print(compare_estimators.table(rows))
     print(f"Table and plot: {pathlib.Path(flags.workdir, 'hypergradient')}")
 
 

@@ -93,6 +93,26 @@ def _reopen(config, workdir):
         summary.unlink()
 
 
+def restore_config(workdir: pathlib.Path, template):
+    """The configuration of a run, to go on with.
+
+    Args:
+      workdir: of the run.
+      template: a configuration that has every field of this version.
+
+    Raises:
+      InputError: another version made the run, with other fields.
+    """
+    stored = type(template)(_with_tuples(read_config(workdir)))
+    differing = sorted(_fields(template) ^ _fields(stored))
+    if differing:
+        raise errors.InputError(
+            f"{workdir} was made by another version, which knows other fields "
+            f"({', '.join(differing[:5])}): go on with that version, or train in another --workdir."
+        )
+    return stored.lock()
+
+
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     """The configuration of a run, as nested dictionaries.
 
@@ -168,6 +188,24 @@ def _git_revision():
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     return done.stdout.strip() or "unknown"
+
+
+def _with_tuples(value):
+    """JSON knows lists only; all sequences of a configuration are tuples."""
+    if isinstance(value, dict):
+        return {k: _with_tuples(v) for k, v in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _fields(config, prefix=""):
+    """Names of all fields but those of further test sets, which every experiment names itself."""
+    found = set()
+    for key, value in config.items():
+        if hasattr(value, "items") and f"{prefix}{key}" != "test_sets":
+            found |= _fields(value, f"{prefix}{key}.")
+        else:
+            found.add(f"{prefix}{key}")
+    return found
 
 
 def _fixed(config):

@@ -8,6 +8,8 @@ Several processes (a TPU pod, a cluster of GPU machines) all run the same progra
 see the same files; collectives span all devices. Process 0 alone writes.
 """
 
+import inspect
+import re
 from collections.abc import Callable, Sequence
 
 import jax
@@ -16,36 +18,58 @@ import jax.numpy as jnp
 from fewshotseg import errors
 
 AXIS_NAME = "devices"
+AUTO = "auto"
 SHUTDOWN_TIMEOUT = 24 * 3600  # seconds that the others wait while process 0 evaluates and reports
 
 
-def start(coordinator: str, num_processes: int, process_id: int) -> None:
+def start(coordinator: str | None, num_processes: int, process_id: int) -> None:
     """Joins a run of several processes; before anything else that touches JAX.
 
     Args:
-      coordinator: 'HOST:PORT' of process 0, reachable from all.
+      coordinator: 'HOST:PORT' of process 0, reachable from all; or 'auto': JAX asks Slurm, Kubernetes,
+        Open MPI or the Cloud TPU for all three.
       num_processes: of the run.
       process_id: 0 to num_processes - 1, a different one for each.
 
     Raises:
       InputError: the arguments do not fit together, or the others cannot be reached.
     """
-    if not coordinator or num_processes < 1 or not 0 <= process_id < num_processes:
+    if coordinator == AUTO:
+        _start_as_scheduled()
+        return
+    valid = re.fullmatch(r"\S+:(\d{1,5})", coordinator or "")
+    if not valid or not 0 < int(valid[1]) < 2**16 or not 0 <= process_id < num_processes:
         raise errors.InputError(
-            f"--coordinator={coordinator!r} --num_processes={num_processes} "
+            f"--coordinator={coordinator or ''} --num_processes={num_processes} "
             f"--process_id={process_id}: give HOST:PORT of process 0, the number of processes, and "
-            "for each of them another id below it."
+            f"for each of them another id below it; or --coordinator={AUTO}."
         )
     try:
-        jax.distributed.initialize(
-            coordinator, num_processes, process_id, shutdown_timeout_seconds=SHUTDOWN_TIMEOUT
-        )
+        jax.distributed.initialize(coordinator, num_processes, process_id, **_patience())
     except (RuntimeError, ValueError) as error:
         raise errors.InputError(
             f"process {process_id} could not join the others at {coordinator} "
             f"({str(error).splitlines()[0]}): start all {num_processes} processes with the same "
             "--coordinator and --num_processes."
         ) from error
+
+
+def _start_as_scheduled():
+    try:
+        jax.distributed.initialize(**_patience())
+    except (RuntimeError, ValueError, ImportError, KeyError) as error:
+        raise errors.InputError(
+            f"--coordinator={AUTO} found no job of Slurm, Kubernetes, Open MPI or a Cloud TPU "
+            f"({str(error).splitlines()[0]}): give --coordinator=HOST:PORT, --num_processes and "
+            "--process_id."
+        ) from error
+
+
+def _patience():
+    """JAX before 0.8 cannot be told how long to wait at the end; there, the others give up sooner."""
+    known = inspect.signature(jax.distributed.initialize).parameters
+    name = "shutdown_timeout_seconds"
+    return {name: SHUTDOWN_TIMEOUT} if name in known else {}
 
 
 def is_main() -> bool:

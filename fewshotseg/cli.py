@@ -1,0 +1,256 @@
+"""fewshotseg: few-shot medical image segmentation with synthetic pairs.
+
+  python run.py                                        the embedded demo
+  python run.py --config=folder --workdir=runs/mine \\
+      --config.data.folder.images_dir=images --config.data.folder.masks_dir=masks
+  python run.py --workdir=runs/mine                    goes on, with the configuration of that run
+  python run.py --workdir=runs/mine --config.train.num_steps=3000      trains longer
+  python run.py --mode=predict --workdir=runs/mine --input=new_images --output=masks
+  python run.py --mode=hypergradient --workdir=runs/demo               the estimators compared
+
+Where the package is installed, `fewshotseg` is the same command as `python run.py`.
+
+Exit codes: 0 done; 2 something to put right, said in one sentence; 130 Ctrl-C and 143 SIGTERM, what is
+trained is saved and the same command continues it; 1 a fault of the program, with its traceback.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import re
+import sys
+import traceback
+import types
+from typing import NoReturn
+
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
+
+PACKAGE = pathlib.Path(__file__).parent
+MODES = ("train", "check", "prepare", "evaluate", "predict", "report", "hypergradient")
+CONTINUE = ("train", "evaluate", "hypergradient")  # without --config, that of the run in --workdir
+INPUT_ERROR, INTERRUPTED, TERMINATED = 2, 130, 143  # 128 + the signal, as shells have it
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command line `argv`, by default that of this process; mistakes end with SystemExit."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from fewshotseg import commands, errors
+    from fewshotseg.runs import interrupts
+
+    logging.set_verbosity(logging.ERROR)
+    together = False
+    try:
+        with interrupts.remembered_interrupts():
+            values = parse(sys.argv if argv is None else argv)
+            together = bool(values.coordinator) or values.num_processes > 1
+            commands.run(values.mode, values.config, values)
+    except errors.InputError as error:
+        _leave(error, INPUT_ERROR, together)
+    except interrupts.Terminated:
+        _leave(
+            "terminated. What is trained is saved; the same command continues it.", 143, together
+        )
+    except KeyboardInterrupt:
+        _leave(
+            "stopped. What is trained is saved; the same command continues it.",
+            INTERRUPTED,
+            together,
+        )
+
+
+def parse(argv: list[str]) -> flags.FlagValues:
+    """The flags, with the configuration under `config`, overrides applied.
+
+    Raises:
+      InputError: a flag, a field or a configuration that does not exist or cannot be read.
+      SystemExit: --help or --version was answered.
+    """
+    from fewshotseg import errors
+
+    values = _define_flags()
+    if {"--help", "-h", "-help", "--helpfull"} & set(argv[1:]):
+        print(f"{__doc__}\n{values.module_help(__name__)}\n")
+        print(f"  --config.FIELD=VALUE: one of the fields in {config_folder() / 'default.py'}")
+        sys.exit(0)
+    if "--version" in argv[1:]:
+        print(f"fewshotseg {importlib.metadata.version('fewshotseg')}")
+        sys.exit(0)
+    known = _peek(argv, mode=values["mode"].value, workdir=values["workdir"].value)
+    config = _choose_config(known.config, known.mode, known.workdir)
+    try:
+        config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, sys_argv=_without_config(argv)
+        )
+        rest = values(_without_config(argv))
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise errors.InputError(_essence(error)) from error
+    if len(rest) > 1:
+        raise errors.InputError(f"unexpected argument {rest[1]!r}: flags start with --.")
+    return values
+
+
+def load_config(name: str) -> ConfigDict:
+    """A configuration.
+
+    Args:
+      name: a Python file with `get_config(arg)`, or the name of one in `configs/`, such as `demo`; what
+        follows a colon is its argument, as in `demo:runlocal,seed=1`.
+
+    Raises:
+      InputError: there is no such file, or it cannot be loaded.
+    """
+    from fewshotseg import errors
+
+    name, _, arg = name.partition(":")
+    path = _find(name)
+    _make_importable(config_folder())
+    try:
+        spec = importlib.util.spec_from_file_location("fewshotseg_config", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        config = module.get_config(arg)
+    except errors.InputError:
+        raise
+    except Exception as error:  # whatever a Python file can raise
+        raise errors.InputError(_describe(error, path)) from error
+    if not isinstance(config, ConfigDict):
+        raise errors.InputError(
+            f"get_config of {path} returned no configuration: return a ConfigDict."
+        )
+    return config.lock()
+
+
+def config_folder() -> pathlib.Path:
+    """`configs/` beside the package, as in a clone, or the copy that was installed inside of it."""
+    beside = PACKAGE.parent / "configs"
+    return beside if (beside / "default.py").is_file() else PACKAGE / "configs"
+
+
+def _define_flags():
+    values = flags.FlagValues()
+    kind = {"flag_values": values}
+    flags.DEFINE_string(
+        "workdir", "runs/demo", "Folder of the run; report: several, by ','.", **kind
+    )
+    flags.DEFINE_enum("mode", "train", MODES, "What to do.", **kind)
+    flags.DEFINE_string("data_dir", None, "prepare: folder with the official download.", **kind)
+    flags.DEFINE_string("input", None, "predict: an image or a folder of images.", **kind)
+    flags.DEFINE_string(
+        "output", None, "predict: folder for the masks; report: the HTML page.", **kind
+    )
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "train in several processes: HOST:PORT of the first, or 'auto' under Slurm, Kubernetes, Open "
+        "MPI or on a Cloud TPU.",
+        **kind,
+    )
+    flags.DEFINE_integer("num_processes", 1, "train in several processes: how many.", **kind)
+    flags.DEFINE_integer("process_id", 0, "train in several processes: which one this is.", **kind)
+    return values
+
+
+def _peek(argv, **defaults):
+    """What decides which configuration is loaded, before its fields can be flags."""
+    from fewshotseg import errors
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in ("config", "mode", "workdir"):
+        parser.add_argument(f"--{name}", default=defaults.get(name))
+    try:
+        return parser.parse_known_args(argv[1:])[0]
+    except argparse.ArgumentError as error:
+        raise errors.InputError(f"{error.argument_name} {error.message}.") from error
+
+
+def _choose_config(name, mode, workdir):
+    from fewshotseg.runs import folder
+
+    if name is None and mode in CONTINUE and workdir and folder.is_trained(pathlib.Path(workdir)):
+        config = folder.restore_config(pathlib.Path(workdir), load_config("default"))
+        print(f"Configuration: that of {workdir}", flush=True)
+        return config
+    return load_config("demo" if name is None else name)
+
+
+def _without_config(argv):
+    kept, skip = [], False
+    for argument in argv:
+        if not skip and argument != "--config" and not argument.startswith("--config="):
+            kept.append(argument)
+        skip = argument == "--config"
+    return kept
+
+
+def _find(name):
+    from fewshotseg import errors
+
+    path, known = pathlib.Path(name), config_folder() / f"{pathlib.PurePath(name).stem}.py"
+    if path.is_file() and path.suffix == ".py":
+        return path
+    if known.is_file() and str(path.with_suffix("")) in (known.stem, f"configs/{known.stem}"):
+        return known
+    names = ", ".join(sorted(p.stem for p in config_folder().glob("*.py") if p.stem != "__init__"))
+    raise errors.InputError(
+        f"--config={name} is no configuration: give a Python file, or one of {names}."
+    )
+
+
+def _make_importable(folder):
+    """`from configs import default` means this folder, wherever the package is installed."""
+    if "configs" not in sys.modules:
+        sys.modules["configs"] = types.ModuleType("configs")
+        sys.modules["configs"].__path__ = [str(folder)]
+
+
+def _describe(error, path):
+    """One line about what the Python file of a configuration raised."""
+    if isinstance(error, SyntaxError):
+        return (
+            f"{error.filename}, line {error.lineno}: {error.msg}. That is no valid Python: mend it."
+        )
+    if isinstance(error, ValueError):  # a choice that does not exist
+        return str(error).splitlines()[0]
+    if "has no attribute 'get_config'" in str(error):
+        return f"{path} has no function get_config: start from {config_folder() / 'demo.py'}."
+    inside = [
+        f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
+    ]
+    line = f", line {inside[-1]}" if inside else ""
+    field = _suggestion(error)
+    return f"{path}{line}: {field or f'{type(error).__name__}: {error}'.splitlines()[0]}"
+
+
+def _suggestion(error):
+    found = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', str(error))
+    return found and f'the configuration has no field "{found[2]}": did you mean "{found[1]}"?'
+
+
+def _essence(error):
+    """One line of what config_flags says in many."""
+    if suggestion := _suggestion(error):
+        return suggestion
+    last = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
+    if isinstance(error, AttributeError | KeyError):
+        name = last.strip("\"'")
+        return f"the configuration has no field {name!r}."
+    if found := re.match(r"flag (--[\w.]+)=(.*?): (.*)", last):
+        return f"{found[1]} is {found[2]!r}: {found[3]}."
+    return re.sub(r"^\w+Error: ", "", last)
+
+
+def _leave(message, code, together) -> NoReturn:
+    program = pathlib.Path(sys.argv[0]).name
+    program = "python -m fewshotseg" if program == "__main__.py" else program
+    print(
+        f"\n{program}: {message}" if together else f"{program}: {message}",
+        file=sys.stderr,
+        flush=True,
+    )
+    if together:  # a regular exit would wait for the other processes
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -1,0 +1,170 @@
+"""The command line: where the configuration comes from, and one sentence for every mistake."""
+
+import json
+import pathlib
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from configs import demo
+from fewshotseg import cli
+from fewshotseg.errors import InputError
+from fewshotseg.runs import checkpoint
+from fewshotseg.runs import folder as run_folder
+
+
+def parse(*arguments):
+    return cli.parse(["run.py", *arguments])
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """The folder of a run with a checkpoint."""
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    config = demo.get_config("runlocal,seed=5")
+    config.optim.learning_rate = 0.25
+    run_folder.write(config, workdir)
+    checkpoints = checkpoint.Checkpoints(workdir / "joint" / "checkpoints")
+    checkpoints.save(20, {"w": np.ones(2)}, {"w": np.ones(2)}, {})
+    checkpoints.close()
+    return workdir
+
+
+def test_without_arguments_it_is_the_demo(tmp_path):
+    values = parse(f"--workdir={tmp_path}")
+    assert values.config.to_json() == demo.get_config().to_json()
+    assert values.mode == "train" and values.config.is_locked
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--config=demo:runlocal,seed=3"],
+        ["--config", "configs/demo.py:runlocal,seed=3"],
+        [f"--config={cli.config_folder()}/demo.py:seed=3,runlocal"],
+    ],
+)
+def test_a_configuration_by_name_or_by_file(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where there is no configs/
+    values = parse(
+        *arguments,
+        "--config.train.num_steps=7",
+        "--config.methods=joint",
+        "--config.data.folder.class_names=('a','b')",
+    )
+    assert values.config.seed == 3 and values.config.data.image_size == 32
+    assert values.config.train.num_steps == 7 and values.config.methods == ("joint",)
+    assert values.config.data.folder.class_names == ("a", "b")
+
+
+def test_a_configuration_of_ones_own_starts_from_ours(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "from configs import default\n\ndef get_config(arg=''):\n    config = default.get_config(arg)\n"
+        "    config.name = 'mine'\n    return config\n"
+    )
+    values = parse("--config=mine.py:seed=4")
+    assert values.config.name == "mine" and values.config.seed == 4
+
+
+@pytest.mark.parametrize("mode", cli.CONTINUE)
+def test_the_folder_of_a_run_suffices(mode, trained):
+    values = parse(f"--mode={mode}", f"--workdir={trained}", "--config.evaluate.threshold=0.4")
+    assert values.config.seed == 5 and values.config.optim.learning_rate == 0.25
+    assert values.config.evaluate.threshold == 0.4
+    assert run_folder.check_same(values.config, trained) is None
+    again = json.loads(values.config.to_json())
+    again["evaluate"]["threshold"] = 0.5
+    assert again == run_folder.read_config(trained)
+
+
+def test_a_configuration_that_is_given_counts(trained):
+    assert parse(f"--workdir={trained}", "--config=demo").config.seed == 0
+
+
+def test_a_run_of_another_version_is_refused(trained):
+    stored = json.loads((trained / "config.json").read_text())
+    stored["train"]["nesterov"] = stored["train"].pop("ema_decay")
+    (trained / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(InputError, match=r"other fields \(train.ema_decay, train.nesterov\)"):
+        parse(f"--workdir={trained}")
+
+
+FILES = {
+    "syntax.py": ("def get_config(arg='')\n    pass\n", r"syntax.py, line 1: expected ':'"),
+    "raises.py": ("def get_config(arg=''):\n    return {}['a']\n", r"raises.py, line 2: KeyError: 'a'"),
+    "no_function.py": ("x = 1\n", r"no_function.py has no function get_config: start from .*demo.py"),
+    "nothing.py": ("def get_config(arg=''):\n    pass\n", "returned no configuration"),
+    "imports.py": ("import nnothing\n", r"imports.py, line 1: ModuleNotFoundError: .*nnothing"),
+    "typo.py": (
+        "from configs import default\n\ndef get_config(arg=''):\n    c = default.get_config()\n"
+        "    c.trian.num_steps = 3\n",
+        r'typo.py, line 5: .* no field "trian": did you mean "train"',
+    ),
+    "README.md": ("# Title\n", r"README.md is no configuration: give a Python file, or one of .*demo"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_configuration_that_cannot_be_loaded(name, tmp_path):
+    text, words = FILES[name]
+    (tmp_path / name).write_text(text)
+    _refused(words, f"--config={tmp_path / name}", f"--workdir={tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "argument, words",
+    [
+        ("--config=nope.py", "nope.py is no configuration"),
+        ("--config=configs", "configs is no configuration"),
+        ("--config", "--config expected one argument"),
+        ("--config=demo:sead=1", "no choice 'sead'"),
+        ("--config.train.num_step=3", 'no field "num_step": did you mean "num_steps"'),
+        ("--config.quux=3", "no field 'quux'"),
+        ("--config.seed=x", "--config.seed is 'x'"),
+        ("--mode=trian", "--mode is 'trian'.*hypergradient"),
+        ("--wrokdir=a", "workdir"),
+        ("extra", "unexpected argument 'extra'"),
+    ],
+)
+def test_a_mistyped_command_line(argument, words, tmp_path):
+    _refused(words, f"--workdir={tmp_path}", argument)
+
+
+def _refused(words, *arguments):
+    with pytest.raises(InputError, match=words) as caught:
+        parse(*arguments)
+    assert "\n" not in str(caught.value) and "Error:" not in re.sub(
+        "(Key|Module.*)Error", "", str(caught.value)
+    )
+
+
+def test_a_mistake_ends_with_one_line_and_code_2(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["somewhere/run.py", "--config.train.num_step=3"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == cli.INPUT_ERROR == 2
+    error = capsys.readouterr().err
+    assert error.startswith("run.py: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_names_every_flag_and_the_fields(flag, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(flag)
+    assert caught.value.code == 0
+    said = capsys.readouterr().out
+    for name in ("mode", "workdir", "input", "output", "data_dir", "coordinator", "num_processes"):
+        assert f"--{name}:" in said
+    assert str(cli.config_folder() / "default.py") in said and "Exit codes" in said
+
+
+def test_a_copy_inside_the_package_serves_where_there_is_no_clone(tmp_path, monkeypatch):
+    package = tmp_path / "site-packages" / "fewshotseg"
+    (package / "configs").mkdir(parents=True)
+    monkeypatch.setattr(cli, "PACKAGE", pathlib.Path(package))
+    assert cli.config_folder() == package / "configs"
