@@ -62,7 +62,7 @@ from torch.func import functional_call  # noqa: E402
 from fewshotseg.genseg import levels as genseg  # noqa: E402
 from fewshotseg.genseg import state  # noqa: E402
 from fewshotseg.hypergradient import implicit, inner_gradient  # noqa: E402
-from fewshotseg.hypergradient import unrolled as hypergradient  # noqa: E402
+from fewshotseg.hypergradient import unroll as hypergradient  # noqa: E402
 from fewshotseg.models import layers, search_space, unet  # noqa: E402
 from fewshotseg.models import pix2pix as generator  # noqa: E402
 from fewshotseg.training import optimizers  # noqa: E402

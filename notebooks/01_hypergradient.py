@@ -43,7 +43,7 @@ import numpy as np
 import optax
 
 from fewshotseg.hypergradient import evolution, implicit, inner_gradient
-from fewshotseg.hypergradient import unrolled as hg
+from fewshotseg.hypergradient import unroll as hg
 
 jax.config.update("jax_enable_x64", True)
 

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fewshotseg.hypergradient import unrolled as hypergradient
-from fewshotseg.hypergradient.unrolled import mean_over_devices
+from fewshotseg.hypergradient import unroll as hypergradient
+from fewshotseg.hypergradient.unroll import mean_over_devices
 
 
 class Stationarity(NamedTuple):

@@ -7,7 +7,7 @@ import jax
 
 from fewshotseg.genseg import levels as genseg
 from fewshotseg.hypergradient import evolution, implicit
-from fewshotseg.hypergradient import unrolled as hypergradient
+from fewshotseg.hypergradient import unroll as hypergradient
 from fewshotseg.training import devices as parallel
 
 # Estimator of the hypergradient -> how it has the inner gradient differentiated.

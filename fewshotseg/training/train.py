@@ -14,7 +14,7 @@ from fewshotseg.data import cases, split_files
 from fewshotseg.data import image_files as transforms
 from fewshotseg.genseg import levels as genseg
 from fewshotseg.genseg.state import GenSegState
-from fewshotseg.hypergradient import unrolled as hypergradient
+from fewshotseg.hypergradient import unroll as hypergradient
 from fewshotseg.models import search_space
 from fewshotseg.results import metrics
 from fewshotseg.results import predictor as trained

@@ -11,7 +11,7 @@ import tiny
 
 from fewshotseg.genseg import levels as genseg
 from fewshotseg.hypergradient import inner_gradient
-from fewshotseg.hypergradient import unrolled as hypergradient
+from fewshotseg.hypergradient import unroll as hypergradient
 
 RATES = {"sgd": 0.3, "adam": 1e-2}
 TOY_RATES = {"sgd": 2.0, "adam": 0.1}

@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from fewshotseg.hypergradient import evolution, inner_gradient
-from fewshotseg.hypergradient import unrolled as hypergradient
+from fewshotseg.hypergradient import unroll as hypergradient
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -12,7 +12,7 @@ import tiny
 
 from fewshotseg.genseg import levels as genseg
 from fewshotseg.hypergradient import evolution, implicit, inner_gradient
-from fewshotseg.hypergradient import unrolled as hg
+from fewshotseg.hypergradient import unroll as hg
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -29,7 +29,7 @@ def _train(loop):
     from fewshotseg.data import augment
     from fewshotseg.data import batches as input_pipeline
     from fewshotseg.genseg import levels as genseg
-    from fewshotseg.hypergradient import unrolled as hypergradient
+    from fewshotseg.hypergradient import unroll as hypergradient
     from fewshotseg.training import devices as parallel
 
     axis_name = parallel.AXIS_NAME

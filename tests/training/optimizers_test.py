@@ -11,7 +11,7 @@ import tiny
 
 from fewshotseg import errors
 from fewshotseg.hypergradient import inner_gradient
-from fewshotseg.hypergradient import unrolled as hypergradient
+from fewshotseg.hypergradient import unroll as hypergradient
 from fewshotseg.training import optimizers
 
 NAMES = ("sgd", "adam", "adamw", "rmsprop")

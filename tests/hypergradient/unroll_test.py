@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 from fewshotseg.hypergradient import evolution, implicit, inner_gradient
-from fewshotseg.hypergradient import unrolled as hg
+from fewshotseg.hypergradient import unroll as hg
 
 OPTIMIZERS = {
     "sgd": optax.sgd(0.3),
