@@ -61,11 +61,10 @@ from torch.func import functional_call  # noqa: E402
 
 from fewshotseg.genseg import levels as genseg  # noqa: E402
 from fewshotseg.genseg import state  # noqa: E402
-from fewshotseg.hypergradient import implicit, inner_gradient  # noqa: E402
-from fewshotseg.hypergradient import unroll as hypergradient  # noqa: E402
+from fewshotseg.hypergradient import inner_gradient  # noqa: E402
 from fewshotseg.models import layers, search_space, unet  # noqa: E402
 from fewshotseg.models import pix2pix as generator  # noqa: E402
-from fewshotseg.training import optimizers  # noqa: E402
+from fewshotseg.training import estimators, optimizers  # noqa: E402
 
 RATE, EPS, EPS_ROOT = 1e-3, 1e-8, 1e-8
 
@@ -125,7 +124,6 @@ class Ours:
         segmenter = state.init_segmenter(problem.segmenter_params, adam)
         self.inner = state.InnerState(gan, segmenter)
         self.theta = {"architecture": jax.tree.map(jnp.asarray, problem.architecture)}
-        self.loop = "host" if jax.default_backend() == "cpu" else "scan"
         self.unseen = {
             "image": jnp.asarray(problem.unseen),
             "mask": jnp.asarray(problem.unseen_masks),
@@ -185,12 +183,11 @@ class Ours:
         step = functools.partial(
             genseg.inner_step, method=self.method, train_generator=False, through_generator=False
         )
-        estimate = hypergradient.unrolled(
+        estimate = estimators.create_estimator(
+            "unrolled",
+            {"remat": remat},
             step,
             functools.partial(genseg.outer_loss, method=self.method),
-            loop=self.loop,
-            remat=remat,
-            compile=lambda f, **_: jax.jit(f),
         )
         batches, keys = self.batches(num_steps), jax.random.split(jax.random.key(0), num_steps)
 
@@ -207,13 +204,12 @@ class Ours:
         equation = genseg.stationarity(
             method=dataclasses.replace(method, gradient=radius), through_generator=False
         )
-        estimate = implicit.identity(
+        estimate = estimators.create_estimator(
+            "identity",
+            {"step_size": 1.0},
             lambda s, theta, batch, rng: (s, {}),
             functools.partial(genseg.outer_loss, method=method),
             equation,
-            step_size=1.0,
-            loop=self.loop,
-            compile=lambda f, **_: jax.jit(f),
         )
         batches, keys = self.batches(1), jax.random.split(jax.random.key(0), 1)
 

@@ -132,31 +132,46 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.outer = ConfigDict()  # method end2end: the hypergradient
     config.outer.variables = ("architecture",)  # and/or 'synthetic_weight', bounded
-    # 'mixed_mode' (exact) | 'unrolled' (the same numbers, slower) | 'truncated' | 'one_step' |
-    # 'finite_difference' (DARTS) | 'identity' | 'neumann' | 'conjugate_gradient' | 'sama' |
-    # 'evolution_strategies'; compare them with --mode=hypergradient
-    config.outer.estimator = "mixed_mode"
+    # 'unrolled' (exact) | 'truncated' | 'one_step' | 'identity' | 'neumann' | 'conjugate_gradient' |
+    # 'sama' | 'evolution_strategies'; compare them with --mode=hypergradient
+    config.outer.estimator = "unrolled"
+    # How inner gradients are differentiated: 'mixed' (exact) | 'reverse' (the same numbers, slower) |
+    # 'finite_difference' (DARTS)
+    config.outer.gradient = "mixed"
     config.outer.num_inner_steps = 1  # K, steps differentiated through
     config.outer.every = 10  # one hypergradient in so many steps (at least K)
     config.outer.start = 0  # first step with a hypergradient
     config.outer.batch_size = 8  # validation cases per hypergradient
     config.outer.through_generator_training = True  # also the path through the generator's weights
     config.outer.loop = "auto"  # 'host' | 'scan' | 'auto': host on CPUs, scan on accelerators
-    config.outer.remat = "step"  # 'none' | 'step' | 'sqrt': what is kept of the K steps
-    config.outer.horizon = 1  # of 'truncated': steps differentiated through, of the K
-    config.outer.radius = 0.01  # of 'finite_difference' and 'sama': displacement of the weights
-    config.outer.step_size = 0.01  # of 'identity' and 'neumann': alpha
-    config.outer.num_terms = 10  # of 'neumann' and 'conjugate_gradient'
-    config.outer.damping = 0.1  # of 'conjugate_gradient'
-    config.outer.num_pairs = 8  # of 'evolution_strategies'
-    config.outer.sigma = 0.1  # of 'evolution_strategies': perturbation of theta
+    config.outer.unrolled = ConfigDict()  # a block for every estimator and gradient that has fields
+    config.outer.unrolled.remat = "step"  # 'none' | 'step' | 'sqrt': what is kept of the K steps
+    config.outer.truncated = ConfigDict()
+    config.outer.truncated.horizon = 1  # steps differentiated through, of the K
+    config.outer.truncated.remat = "step"
+    config.outer.identity = ConfigDict()
+    config.outer.identity.step_size = 0.01  # alpha
+    config.outer.neumann = ConfigDict()
+    config.outer.neumann.num_terms = 10
+    config.outer.neumann.step_size = 0.01  # alpha
+    config.outer.conjugate_gradient = ConfigDict()
+    config.outer.conjugate_gradient.num_terms = 10
+    config.outer.conjugate_gradient.damping = 0.1
+    config.outer.evolution_strategies = ConfigDict()
+    config.outer.evolution_strategies.num_pairs = 8
+    config.outer.evolution_strategies.sigma = 0.1  # perturbation of theta
+    config.outer.finite_difference = ConfigDict()
+    config.outer.finite_difference.radius = 0.01  # displacement of the weights
 
     config.diagnose = ConfigDict()  # --mode=hypergradient: the estimators compared
+    # Each an estimator, or estimator+gradient; 'unrolled' is the reference and always among them.
     config.diagnose.estimators = (
-        "mixed_mode", "unrolled", "truncated", "one_step", "finite_difference", "identity",
-        "neumann", "conjugate_gradient", "sama", "evolution_strategies",
+        "unrolled", "unrolled+reverse", "truncated", "one_step", "one_step+finite_difference",
+        "identity", "neumann", "conjugate_gradient", "sama", "sama+finite_difference",
+        "evolution_strategies",
     )  # fmt: skip
     config.diagnose.inner_steps = (1, 4)  # K, one after the other
+    config.diagnose.draws = 8  # of the noise of evolution_strategies
     config.diagnose.repeats = 3  # timed estimates; the median counts
 
     config.log_every = 10  # steps between lines of log.jsonl
@@ -206,8 +221,9 @@ def apply_choices(config: ConfigDict, arg: str) -> None:
             config.seed = int(value)
         elif key in ("segmenter", "generator", "discriminator"):
             config[key].name = value
-        elif key == "estimator":
-            config.outer.estimator = value
+        elif key == "estimator":  # 'sama' or 'sama+finite_difference'
+            config.outer.estimator, _, gradient = value.partition("+")
+            config.outer.gradient = gradient or config.outer.gradient
         else:
             raise ValueError(
                 f"there is no choice {key!r}: use method=, segmenter=, generator=, discriminator=, "

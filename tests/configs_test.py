@@ -85,9 +85,9 @@ def test_a_mistyped_field_is_refused_with_a_suggestion():
 
 
 def test_choices():
-    config = load("demo", "method=real_only+joint,seed=3,estimator=finite_difference")
+    config = load("demo", "method=real_only+joint,seed=3,estimator=one_step+finite_difference")
     assert config.methods == ("real_only", "joint") and config.seed == 3
-    assert config.outer.estimator == "finite_difference"
+    assert (config.outer.estimator, config.outer.gradient) == ("one_step", "finite_difference")
     with pytest.raises(ValueError, match="end2edn"):
         load("demo", "method=end2edn")
     with pytest.raises(ValueError, match="no choice 'sead'"):

@@ -1,0 +1,49 @@
+"""Derivatives of a validation loss through the training before it: `from fewshotseg import hypergradient`.
+
+`contract` has the notation and a worked example, docs/estimators.md a bilevel problem from start to end.
+"""
+
+from fewshotseg.hypergradient import host_loop, inner_gradient
+from fewshotseg.hypergradient.contract import (
+    Hypergradient,
+    check,
+    indexed,
+    mean_over_devices,
+    steps,
+)
+from fewshotseg.hypergradient.evolution import evolution_strategies
+from fewshotseg.hypergradient.implicit import (
+    Solver,
+    Stationarity,
+    conjugate_gradient,
+    identity,
+    implicit_gradient,
+    neumann,
+    sama,
+)
+from fewshotseg.hypergradient.one_player import TrainState, gradient_step, stationarity
+from fewshotseg.hypergradient.unroll import one_step, truncated, unrolled
+
+__all__ = [
+    "Hypergradient",
+    "Solver",
+    "Stationarity",
+    "TrainState",
+    "check",
+    "conjugate_gradient",
+    "evolution_strategies",
+    "gradient_step",
+    "host_loop",
+    "identity",
+    "implicit_gradient",
+    "indexed",
+    "inner_gradient",
+    "mean_over_devices",
+    "neumann",
+    "one_step",
+    "sama",
+    "stationarity",
+    "steps",
+    "truncated",
+    "unrolled",
+]

@@ -1,12 +1,10 @@
 r"""Hypergradients at the end of training: the implicit function theorem instead of the steps.
 
-Notation as in `hypergradient`. If the inner problem has converged, g(w, A) = 0, then dw/dA = -H^{-1} M
-and
+Notation as in `contract`. If the inner problem has converged, g(w, A) = 0, then dw/dA = -H^{-1} M and
 
     dV/dA = grad_A V - M^T q,     H^T q = v.
 
-The estimators differ in how they solve for q. All take K inner steps first and work at S_K, on the last
-of the K batches.
+`implicit_gradient` does all of that but solve for q, which is a value: a `Solver`. Four are here.
 """
 
 from collections.abc import Callable
@@ -15,15 +13,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fewshotseg.hypergradient import unroll as hypergradient
-from fewshotseg.hypergradient.unroll import mean_over_devices
+from fewshotseg.hypergradient import contract
+from fewshotseg.hypergradient.contract import Hypergradient, mean_over_devices
 
 
 class Stationarity(NamedTuple):
     """The inner problem as an equation, g(w, A) = 0, for the estimators that do not unroll.
 
     With several players (generator, discriminator, segmenter), w and g hold all of them, each with
-    the gradient of its own loss; H is then not symmetric.
+    the gradient of its own loss; H is then not symmetric. For one player, `one_player.stationarity`
+    makes it from the loss.
 
     Attributes:
       weights: `inner_state -> w`, a pytree of floating point arrays.
@@ -39,14 +38,76 @@ class Stationarity(NamedTuple):
     update: Callable | None = None
 
 
-def identity(
+class Solver(NamedTuple):
+    """How q ~ H^{-T} v is found: `start`, then n times `iterate`, then `finish`.
+
+    One from another library needs no loop of ours and is a `start` alone:
+
+        def start(v, transpose_h, transpose_u):
+            return jax.scipy.sparse.linalg.cg(transpose_h, v, maxiter=20)[0]
+
+        implicit_gradient(inner_step, outer_loss, equation, Solver(start))
+
+    Attributes:
+      start: `(v, transpose_h, transpose_u) -> carry`. `transpose_h(x)` is H^T x; `transpose_u(x)` is
+        (du/dg)^T x with u(g) the change of w that the optimiser makes of the gradient g. Both take and
+        return the structure of w, as v has it.
+      iterate: `(carry, transpose_h) -> carry`.
+      finish: `carry -> (q, metrics)`.
+      num_iterations: n.
+    """
+
+    start: Callable
+    iterate: Callable | None = None
+    finish: Callable = lambda carry: (carry, {})
+    num_iterations: int = 0
+
+
+def implicit_gradient(
     inner_step: Callable,
     outer_loss: Callable,
     stationarity: Stationarity,
+    solver: Solver,
     *,
-    step_size: float,
-    **options,
+    axis_name: str | None = None,
 ) -> Callable:
+    r"""The hypergradient of the implicit function theorem: dV/dA ~ grad_A V - M^T q, q ~ H^{-T} v.
+
+    Takes the K inner steps, then works at S_K, on the last of the K batches. Time: K t, 2 t for v
+    and M^T q, and what the solver takes; nothing of the steps is kept. Bias: S_K is not an optimum,
+    and what the solver leaves.
+
+    Args:
+      inner_step: see `unrolled`; not differentiated.
+      outer_loss: see `unrolled`.
+      stationarity: the inner problem as an equation.
+      solver: `identity`, `neumann`, `conjugate_gradient`, `sama`, or one of your own.
+      axis_name: of the devices, None for one.
+
+    Returns:
+      See `unrolled`.
+    """
+    take_steps = contract.steps(inner_step)
+    begin, iterate, end = pieces(outer_loss, stationarity, solver, axis_name)
+
+    def estimate(theta, inner_state, inner_batches, outer_batch, rngs):
+        theta = jax.tree.map(jnp.asarray, theta)
+        problem = inner_batches, outer_batch, rngs
+        contract.check(inner_step, outer_loss, theta, inner_state, *problem)
+        state, metrics = take_steps(inner_state, theta, inner_batches, rngs)
+        args = state, theta, inner_batches, rngs
+        loss, outer_metrics, direct, carry = begin(*args, outer_batch)
+        if solver.num_iterations:
+            carry = jax.lax.fori_loop(
+                0, solver.num_iterations, lambda _, carry: iterate(*args, carry), carry
+            )
+        grad, solver_metrics = end(*args, direct, carry)
+        return Hypergradient(loss, grad, state, {**metrics, **outer_metrics, **solver_metrics})
+
+    return estimate
+
+
+def identity(*, step_size: float) -> Solver:
     r"""T1-T2: the inverse of H is taken to be a number (Luketina et al., ICML 2016).
 
         q = alpha v,      dV/dA ~ grad_A V - alpha M^T v
@@ -57,32 +118,12 @@ def identity(
     cheapest baseline.
 
     Args:
-      inner_step: see `unrolled`.
-      outer_loss: see `unrolled`.
-      stationarity: the inner problem as an equation, taken at S_K on the last of the K batches.
       step_size: alpha.
-      **options: `loop`, `axis_name`, `compile` and `step` as in `unrolled`.
-
-    Returns:
-      See `unrolled`.
     """
-
-    def start(v, transpose_h, update):
-        del transpose_h, update
-        return _scale(step_size, v)
-
-    return _implicit(inner_step, outer_loss, stationarity, _Solver(start), **options)
+    return Solver(lambda v, transpose_h, transpose_u: _scale(step_size, v))
 
 
-def neumann(
-    inner_step: Callable,
-    outer_loss: Callable,
-    stationarity: Stationarity,
-    *,
-    num_terms: int,
-    step_size: float,
-    **options,
-) -> Callable:
+def neumann(*, num_terms: int, step_size: float) -> Solver:
     r"""The inverse of H by its Neumann series (Lorraine et al., AISTATS 2020, algorithm 3).
 
         q = alpha sum_{j=0}^{n} (1 - alpha H^T)^j v  ->  H^{-T} v    if |1 - alpha lambda| < 1
@@ -96,11 +137,10 @@ def neumann(
     Args:
       num_terms: n; 0 is `identity`.
       step_size: alpha.
-      Others: see `identity`.
     """
 
-    def start(v, transpose_h, update):
-        del transpose_h, update
+    def start(v, transpose_h, transpose_u):
+        del transpose_h, transpose_u
         return {"sum": v, "term": v, "first": _norm(v)}
 
     def iterate(carry, transpose_h):
@@ -112,19 +152,10 @@ def neumann(
         ratio = _norm(carry["term"]) / jnp.maximum(carry["first"], _tiny(carry["first"]))
         return _scale(step_size, carry["sum"]), {"neumann/last_term": ratio}
 
-    solver = _Solver(start, iterate, finish, num_terms)
-    return _implicit(inner_step, outer_loss, stationarity, solver, **options)
+    return Solver(start, iterate, finish, num_terms)
 
 
-def conjugate_gradient(
-    inner_step: Callable,
-    outer_loss: Callable,
-    stationarity: Stationarity,
-    *,
-    num_terms: int,
-    damping: float,
-    **options,
-) -> Callable:
+def conjugate_gradient(*, num_terms: int, damping: float) -> Solver:
     r"""The inverse of H by conjugate gradients (Pedregosa, ICML 2016; iMAML, Rajeswaran et al., 2019).
 
         (H + damping) q = v,    n iterations of Hestenes and Stiefel from q = 0
@@ -138,11 +169,10 @@ def conjugate_gradient(
     Args:
       num_terms: n, the largest number of iterations.
       damping: added to H; larger is safer and more biased, by lambda / (lambda + damping) per mode.
-      Others: see `identity`.
     """
 
-    def start(v, transpose_h, update):
-        del transpose_h, update
+    def start(v, transpose_h, transpose_u):
+        del transpose_h, transpose_u
         zero = jax.tree.map(jnp.zeros_like, v)
         rr = _dot(v, v)
         return {"q": zero, "r": v, "p": v, "rr": rr, "start": rr, "done": jnp.int32(0)}
@@ -165,13 +195,10 @@ def conjugate_gradient(
         metrics = {"cg/residual": jnp.sqrt(carry["rr"] / start), "cg/iterations": carry["done"]}
         return carry["q"], metrics
 
-    solver = _Solver(start, iterate, finish, num_terms)
-    return _implicit(inner_step, outer_loss, stationarity, solver, **options)
+    return Solver(start, iterate, finish, num_terms)
 
 
-def sama(
-    inner_step: Callable, outer_loss: Callable, stationarity: Stationarity, **options
-) -> Callable:
+def sama() -> Solver:
     r"""The inverse of H is taken to be what the optimiser does to the gradient (Choe et al., NeurIPS 2023).
 
         q = -(du/dg)^T v,     u(g) the change of w that the optimiser makes of the gradient g at S_K
@@ -180,102 +207,74 @@ def sama(
     per weight as Adam would scale a gradient, which is what makes the direction right. In SAMA the
     product M^T q is a finite difference: build `stationarity.gradient` with
     `inner_gradient.finite_difference`, and no second derivative is left. Time: K t + 3 t or so, memory
-    2 P. Bias: as `identity`. Use it for large models.
+    2 P. Bias: as `identity`. Use it for large models. `stationarity.update` must be given.
+    """
+    return Solver(lambda v, transpose_h, transpose_u: _scale(-1.0, transpose_u(v)))
 
-    Args and Returns: see `identity`; `stationarity.update` must be given.
+
+class Pieces(NamedTuple):
+    """What happens at S_K; a loop over the solver's iterations puts the pieces together.
+
+    Attributes:
+      begin: `(inner_state, theta, batches, rngs, outer_batch) -> (loss, metrics, grad_A V, carry)`.
+      iterate: `(inner_state, theta, batches, rngs, carry) -> carry`.
+      end: `(inner_state, theta, batches, rngs, grad_A V, carry) -> (dV/dA, metrics)`.
     """
 
-    def start(v, transpose_h, update):
-        del transpose_h
-        return _scale(-1.0, update(v))
-
-    return _implicit(inner_step, outer_loss, stationarity, _Solver(start), **options)
+    begin: Callable
+    iterate: Callable
+    end: Callable
 
 
-class _Solver(NamedTuple):
-    """q ~ H^{-T} v: `start(v, transpose_h, update)`, n times `iterate(carry, transpose_h)`, `finish`.
-
-    `transpose_h` multiplies by H^T, `update` by (du/dg)^T.
-    """
-
-    start: Callable
-    iterate: Callable | None = None
-    finish: Callable = lambda carry: (carry, {})
-    num_iterations: int = 0
-
-
-def _implicit(
-    inner_step,
-    outer_loss,
-    stationarity,
-    solver,
-    *,
-    loop="scan",
-    axis_name=None,
-    compile=hypergradient.compile_nothing,
-    step=None,
-):
-    """K steps, then v, q and M^T q at S_K. Loops are compiled ('scan') or not ('host')."""
-    hypergradient.check_loop(loop)
+def pieces(
+    outer_loss: Callable, stationarity: Stationarity, solver: Solver, axis_name: str | None
+) -> Pieces:
+    """The pieces of `implicit_gradient`, whose arguments see."""
     weights, replace, gradient, update = stationarity
 
-    def field(state, theta, batches, rngs):
-        batch, rng = jax.tree.map(lambda x: x[-1], (batches, rngs))
+    def field(state, batches, rngs):
+        batch, rng = contract.last((batches, rngs))
         return lambda w, a: gradient(replace(state, w), a, batch, rng)
 
-    def multiply(state, theta, batches, rngs):
-        def transpose_h(x):
-            g = field(state, theta, batches, rngs)
+    def transposed_h(state, theta, batches, rngs):
+        def multiply(x):
+            g = field(state, batches, rngs)
             _, pull_back = jax.vjp(lambda w: g(w, theta), weights(state))
             return mean_over_devices(pull_back(x)[0], axis_name)
 
-        return transpose_h
+        return multiply
+
+    def transposed_u(state, theta, batches, rngs):
+        def multiply(x):
+            if update is None:
+                raise ValueError(
+                    "the solver asks what the optimiser does to a gradient, and the stationarity has "
+                    "no `update`: give it one (`optimizer=` of one_player.stationarity)."
+                )
+            g = field(state, batches, rngs)(weights(state), theta)
+            return jax.vjp(lambda g: update(g, state), g)[1](x)[0]
+
+        return multiply
 
     def begin(state, theta, batches, rngs, outer_batch):
         (loss, metrics), (v, direct) = jax.value_and_grad(
             lambda w, a: outer_loss(replace(state, w), a, outer_batch), argnums=(0, 1), has_aux=True
         )(weights(state), theta)
         loss, metrics, v, direct = mean_over_devices((loss, metrics, v, direct), axis_name)
-
-        def scale(x):
-            g = field(state, theta, batches, rngs)(weights(state), theta)
-            return jax.vjp(lambda g: update(g, state), g)[1](x)[0]
-
-        carry = solver.start(v, multiply(state, theta, batches, rngs), scale)
-        return loss, metrics, direct, carry
+        at = state, theta, batches, rngs
+        return loss, metrics, direct, solver.start(v, transposed_h(*at), transposed_u(*at))
 
     def iterate(state, theta, batches, rngs, carry):
-        return solver.iterate(carry, multiply(state, theta, batches, rngs))
+        return solver.iterate(carry, transposed_h(state, theta, batches, rngs))
 
     def end(state, theta, batches, rngs, direct, carry):
         q, metrics = solver.finish(carry)
-        g = field(state, theta, batches, rngs)
+        g = field(state, batches, rngs)
         _, pull_back = jax.vjp(lambda a: g(weights(state), a), theta)
         cross = mean_over_devices(pull_back(q)[0], axis_name)
         return jax.tree.map(jnp.subtract, direct, cross), metrics
 
-    take_steps = hypergradient.steps(inner_step, loop, compile, step)
-    if loop == "host":
-        begin, iterate = compile(begin, batched_args=(2, 4)), compile(iterate, batched_args=(2,))
-        end = compile(end, batched_args=(2,))
-
-    def estimate(theta, inner_state, inner_batches, outer_batch, rngs):
-        state, metrics = take_steps(inner_state, theta, inner_batches, rngs)
-        args = (state, theta, inner_batches, rngs)
-        loss, outer_metrics, direct, carry = begin(*args, outer_batch)
-        if loop == "scan" and solver.num_iterations:
-            carry = jax.lax.fori_loop(
-                0, solver.num_iterations, lambda _, carry: iterate(*args, carry), carry
-            )
-        elif solver.num_iterations:
-            for _ in range(solver.num_iterations):
-                carry = iterate(*args, carry)
-        grad, solver_metrics = end(*args, direct, carry)
-        return hypergradient.Hypergradient(
-            loss, grad, state, {**metrics, **outer_metrics, **solver_metrics}
-        )
-
-    return compile(estimate, batched_args=(2, 3)) if loop == "scan" else estimate
+    return Pieces(begin, iterate, end)
 
 
 def _dot(a, b):

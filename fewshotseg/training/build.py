@@ -12,13 +12,11 @@ from fewshotseg.data import augment
 from fewshotseg.data import batches as input_pipeline
 from fewshotseg.genseg import levels as genseg
 from fewshotseg.genseg import state as state_lib
-from fewshotseg.hypergradient import inner_gradient
 from fewshotseg.models import factory as model_factory
 from fewshotseg.models import layers, search_space
 from fewshotseg.models import pix2pix as generator_lib
 from fewshotseg.training import devices as parallel
-from fewshotseg.training import estimators as estimator_factory
-from fewshotseg.training import optimizers
+from fewshotseg.training import estimators, optimizers
 
 STAGES = {"pretrain": 0, "train": 1, "init": 2}  # folded into the seed; never renumber
 
@@ -49,9 +47,9 @@ def create_method(config, networks: Mapping[str, Any], num_classes: int, method:
     gan_optimizer = _optimizer(
         config.gan_optim, num_steps, 1.0 if pretraining else config.gan_finetune_factor
     )
-    gradient = inner_gradient.GRADIENTS[estimator_factory.ESTIMATORS[config.outer.estimator]]
-    if gradient is inner_gradient.finite_difference:
-        gradient = functools.partial(gradient, radius=config.outer.radius)
+    gradient = estimators.create_gradient(
+        config.outer.gradient, outer_fields(config, config.outer.gradient)
+    )
     intensity = augment.Intensity(**config.augment.intensity.to_dict())
     bundle = genseg.Method(
         generate=lambda p, a, m, keys: networks["generator"].apply({"params": p}, m, a, keys),
@@ -71,6 +69,33 @@ def create_method(config, networks: Mapping[str, Any], num_classes: int, method:
         axis_name=parallel.AXIS_NAME,
     )
     return bundle, _optimizer(config.outer_optim, num_steps)
+
+
+def outer_fields(config, name: str) -> dict[str, Any]:
+    """The fields of an estimator or a gradient, from its block of `config.outer`; {} if it has none."""
+    return dict(config.outer[name]) if name in config.outer else {}
+
+
+def create_estimator(
+    config,
+    method: genseg.Method,
+    step: Callable | None = None,
+    axis_name: str | None = parallel.AXIS_NAME,
+    compile: Callable = parallel.compile_step,
+) -> Callable:
+    """The estimator `config.outer.estimator`, compiled for all devices by default."""
+    through = config.outer.through_generator_training
+    return estimators.create_estimator(
+        config.outer.estimator,
+        outer_fields(config, config.outer.estimator),
+        functools.partial(genseg.inner_step, method=method, through_generator=through),
+        functools.partial(genseg.outer_loss, method=method),
+        genseg.stationarity(method=method, through_generator=through),
+        loop=config.outer.loop,
+        axis_name=axis_name,
+        compile=compile,
+        step=step,
+    )
 
 
 def _keys(config, stage):

@@ -1,11 +1,12 @@
 """The estimators of the hypergradient side by side, on one's own data: which to choose, and at what price.
 
 For every number K of inner steps, all estimators start from the same state with the same batches. The
-exact one (`mixed_mode`) is the reference.
+exact one, `unrolled`, is the reference.
 """
 
 import csv
 import dataclasses
+import io
 import pathlib
 import statistics
 import time
@@ -16,27 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fewshotseg import figures
-from fewshotseg.data import cases, split_files
-from fewshotseg.results.report import plots as report_plots
-from fewshotseg.runs import checkpoint
-from fewshotseg.runs import folder as run_files
-from fewshotseg.runs import log as summaries
-from fewshotseg.training import build as experiment
-from fewshotseg.training import config_check, train
-from fewshotseg.training import estimators as estimator_factory
+from fewshotseg import errors, figures
+from fewshotseg.data import cases
+from fewshotseg.results.report import plots
+from fewshotseg.runs import checkpoint, folder, log
+from fewshotseg.training import build, config_check, train
+from fewshotseg.training.estimators import ESTIMATORS, parse_choice
 
-REFERENCE = "mixed_mode"
-COLUMNS = (
-    "estimator",
-    "K",
-    "cosine",
-    "norm",
-    "milliseconds",
-    "megabytes",
-    "compile_seconds",
-    "loss",
-)
+REFERENCE = "unrolled"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +33,12 @@ class Row:
 
     Attributes:
       estimator: name.
+      gradient: how inner gradients were differentiated.
       K: number of inner steps.
-      cosine: of the angle to the exact hypergradient of the same K steps.
-      norm: over that of the exact one.
+      cosine: of the angle to the exact hypergradient of the same K steps; mean over the draws.
+      cosine_spread: standard deviation over the draws, 0 for one.
+      draws: of the estimator's own noise.
+      norm: over that of the exact one; mean over the draws.
       milliseconds: one estimate, median of the repeats, compilation not counted.
       megabytes: peak of what it holds on the device beyond theta, state and batches (MiB).
       compile_seconds: of all its programs, 0 where the compilation cache had them.
@@ -55,13 +46,24 @@ class Row:
     """
 
     estimator: str
+    gradient: str
     K: int
     cosine: float
+    cosine_spread: float
+    draws: int
     norm: float
     milliseconds: float
     megabytes: float
     compile_seconds: float
     loss: float
+
+    @property
+    def label(self) -> str:
+        """As `diagnose.estimators` names it."""
+        return self.estimator if self.gradient == "mixed" else f"{self.estimator}+{self.gradient}"
+
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
 
 
 class Meter:
@@ -105,55 +107,87 @@ def live_bytes() -> int:
 
 
 def compare_estimators(config, workdir: str | pathlib.Path) -> list[Row]:
-    """Compares the estimators at the state of a run, and writes a table and a plot beside it.
+    """Compares the estimators at the state of a run, and writes what it finds into its folder.
 
-    The state is the earliest checkpoint that is kept of method end2end (at the last step the learning
-    rate is 0, and so is the hypergradient); without one, that after pre-training, which is done if
-    need be.
+    The state is the earliest checkpoint that is kept of method end2end; without one, that after the
+    pre-training of the generator. Nothing is trained.
 
     Args:
       config: as `configs/default.py` describes it; `config.diagnose` says what to compare.
-      workdir: of the run; `hypergradient/` in it gets estimators.csv and estimators.png.
+      workdir: of the run; `hypergradient/` in it gets estimators.csv, estimators.md with the command and
+        the state, and estimators.png.
 
     Raises:
-      InputError: see `train.train_and_evaluate`.
+      InputError: there is no such run, its settings are others, its generator is not trained, or fewer
+        steps are left of it than are to be compared.
     """
     config_check.check_config(config)
     workdir = pathlib.Path(workdir)
+    folder.check_same(config, workdir)
+    _check_trained(config, workdir)
     checkpoint.check_writable(workdir / "hypergradient")
-    run_files.write(config, workdir)
     data = cases.create_data(config)
-    split_files.write_split(workdir / "splits.json", data.split, {})
     state = _state(config, data, workdir)
-    most = max(config.diagnose.inner_steps)
-    draw, draw_outer = experiment.create_draws(
+    step, most = int(state.step), max(config.diagnose.inner_steps)
+    check_steps_left(step, most, config.train.num_steps)
+    where = f"State: step {step} of {config.train.num_steps}, {folder.device()}"
+    print(f"{where}, {workdir}", flush=True)
+    draw, draw_outer = build.create_draws(
         config, data.num_classes, config.train.batch_size, axis_name=None, compile=jax.jit
     )
     arrays, unseen = (jax.tree.map(jnp.asarray, dict(x)) for x in (data.train, data.validation))
-    step = int(state.step)
-    keys = jnp.stack([experiment.step_key(config, "train", step + k) for k in range(most)])
+    keys = jnp.stack([build.step_key(config, "train", step + k) for k in range(most)])
     batches, outer_batch = draw(arrays, keys), draw_outer(unseen, keys[0])
     del arrays, unseen
+    choices = list(dict.fromkeys((REFERENCE, *config.diagnose.estimators)))
     rows = []
-    total = len(config.diagnose.estimators) * len(config.diagnose.inner_steps)
-    bar = summaries.progress_bar("estimators", total, 0, unit="estimate")
+    total = len(choices) * len(config.diagnose.inner_steps)
+    bar = log.progress_bar("estimators", total, 0, unit="estimate")
     for num_steps in config.diagnose.inner_steps:
         first = jax.tree.map(lambda x, n=num_steps: x[:n], (batches, keys))
         problem = state.theta, state.inner, first[0], outer_batch, first[1]
         exact = None
-        names = sorted(config.diagnose.estimators, key=lambda name: name != REFERENCE)
-        for name in names:
-            bar.set_postfix_str(f"K={num_steps} {name}", refresh=True)
-            result, row = _measure(config, data, name, problem, exact)
-            exact = result if name == REFERENCE else exact
+        for choice in choices:
+            bar.set_postfix_str(f"K={num_steps} {choice}", refresh=True)
+            found, row = _measure(config, data, choice, problem, exact)
+            exact = found if choice == REFERENCE else exact
             rows.append(row)
             bar.update(1)
-            write_rows(rows, workdir / "hypergradient" / "estimators.csv")
+            _write(rows, workdir / "hypergradient", where)
             jax.clear_caches()
     bar.close()
-    plot = report_plots.estimators([dataclasses.asdict(row) for row in rows])
+    plot = plots.estimators([{**dataclasses.asdict(row), "estimator": row.label} for row in rows])
     figures.write_atomically(workdir / "hypergradient" / "estimators.png", plot)
     return rows
+
+
+def check_steps_left(step: int, most: int, num_steps: int) -> None:
+    """Raises `InputError` unless `most` steps are left of `num_steps` after `step`.
+
+    Past the end of a schedule that falls to 0 nothing moves, and zeros would be compared.
+    """
+    if step + most > num_steps:
+        left = num_steps - step
+        fewer = f"compare at most {left} (diagnose.inner_steps), or " if left else ""
+        raise errors.InputError(
+            f"the state is at step {step} of {num_steps}, and diagnose.inner_steps asks for {most} more: "
+            f"{fewer}train a run whose checkpoint_every keeps one at or before step {num_steps - most} "
+            "(the last two are kept)."
+        )
+
+
+def _check_trained(config, workdir):
+    trained = workdir / "generator" / "checkpoints"
+    steps = []
+    if checkpoint.has_checkpoint(trained):
+        checkpoints = checkpoint.Checkpoints(trained)
+        steps = checkpoints.steps()
+        checkpoints.close()
+    if not steps or steps[-1] < config.pretrain.num_steps:
+        raise errors.InputError(
+            f"{workdir}: its generator is not trained yet (step {max(steps, default=0)} of "
+            f"{config.pretrain.num_steps}). Train first: the same command without --mode=hypergradient."
+        )
 
 
 def _state(config, data, workdir):
@@ -164,25 +198,23 @@ def _state(config, data, workdir):
         checkpoints = checkpoint.Checkpoints(workdir / "end2end" / "checkpoints")
         state, _, _ = checkpoints.restore(state, checkpoints.steps()[0])
         checkpoints.close()
-    print(f"State: step {int(state.step)} of {config.train.num_steps} in {workdir}", flush=True)
     return jax.tree.map(jnp.asarray, jax.device_get(state))
 
 
-def _measure(config, data, name, problem, exact):
+def _measure(config, data, choice, problem, exact):
+    name, gradient = parse_choice(choice)
     config = config.copy_and_resolve_references()
-    config.outer.estimator = name
+    config.outer.estimator, config.outer.gradient = name, gradient
     config.outer.num_inner_steps = config.outer.every = problem[-1].shape[0]
-    if name == "conjugate_gradient":
+    if ESTIMATORS[name].needs_symmetry:
         config.outer.through_generator_training = False
-    networks = experiment.create_networks(config, data.num_classes)
-    method, _ = experiment.create_method(config, networks, data.num_classes, "end2end", "train")
+    networks = build.create_networks(config, data.num_classes)
+    method, _ = build.create_method(config, networks, data.num_classes, "end2end", "train")
     meter = Meter()
-    estimate = estimator_factory.create_estimator(
+    estimate = build.create_estimator(
         config, dataclasses.replace(method, axis_name=None), axis_name=None, compile=meter.compile
     )
-    result = jax.block_until_ready(estimate(*problem))
-    grad, loss = jax.device_get((result.grad, result.loss))
-    del result
+    grads, losses = _draws(config, name, estimate, problem)
     before, meter.metering = live_bytes(), True
     jax.block_until_ready(estimate(*problem))
     meter.metering, seconds = False, []
@@ -190,31 +222,55 @@ def _measure(config, data, name, problem, exact):
         started = time.perf_counter()
         jax.block_until_ready(estimate(*problem))
         seconds.append(time.perf_counter() - started)
-    found, reference = (_flat(g) for g in (grad, grad if exact is None else exact))
-    norms = np.linalg.norm(found), np.linalg.norm(reference)
+    exact = grads[0] if exact is None else exact
+    norms = [float(np.linalg.norm(g)) for g in grads]
+    size = float(np.linalg.norm(exact))
+    cosines = [float(g @ exact / max(n * size, 1e-30)) for g, n in zip(grads, norms, strict=True)]
     row = Row(
         estimator=name,
+        gradient=gradient,
         K=problem[-1].shape[0],
-        cosine=float(found @ reference / max(norms[0] * norms[1], 1e-30)),
-        norm=float(norms[0] / max(norms[1], 1e-30)),
+        cosine=statistics.fmean(cosines),
+        cosine_spread=statistics.stdev(cosines) if len(cosines) > 1 else 0.0,
+        draws=len(cosines),
+        norm=statistics.fmean(norms) / max(size, 1e-30),
         milliseconds=1e3 * statistics.median(seconds),
         megabytes=(meter.peak - before) / 2**20,
         compile_seconds=meter.compile_seconds,
-        loss=float(loss),
+        loss=losses[0],
     )
-    return grad, row
+    return grads[0], row
+
+
+def _draws(config, name, estimate, problem):
+    """Flat hypergradients and losses; several where the estimator draws noise.
+
+    It draws from the keys, which the inner steps do not read: their randomness is in the batches. So
+    other keys are the same steps with other noise, which is checked.
+    """
+    *rest, keys = problem
+    grads, losses = [], []
+    for draw in range(config.diagnose.draws if name == "evolution_strategies" else 1):
+        noise = keys if draw == 0 else jax.vmap(lambda k, d=draw: jax.random.fold_in(k, d))(keys)
+        result = jax.block_until_ready(estimate(*rest, noise))
+        grads.append(_flat(jax.device_get(result.grad)))
+        losses.append(float(result.loss))
+    assert max(losses) == min(losses), f"the steps read the keys: {losses}"
+    return grads, losses
 
 
 def _flat(tree: Any) -> np.ndarray:
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]).astype(np.float64)
 
 
-def write_rows(rows: Sequence[Row], path: pathlib.Path) -> None:
-    """Writes the table as CSV."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(dataclasses.asdict(row) for row in rows)
+def _write(rows, output, where):
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(row) for row in rows)
+    figures.write_atomically(output / "estimators.csv", text.getvalue().encode())
+    page = f"`{folder.environment()['command']}`\n\n{where}\n\n{table(rows)}\n"
+    figures.write_atomically(output / "estimators.md", page.encode())
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -225,8 +281,9 @@ def table(rows: Sequence[Row]) -> str:
     ]
     for row in rows:
         exact = next(r for r in rows if r.K == row.K)
+        spread = f" ± {row.cosine_spread:.3f}, {row.draws} draws" if row.draws > 1 else ""
         lines.append(
-            f"| {row.K} | {row.estimator} | {row.cosine:+.3f} | {row.norm:.3g} | "
+            f"| {row.K} | {row.label} | {row.cosine:+.3f}{spread} | {row.norm:.3g} | "
             f"{row.milliseconds / exact.milliseconds:.2f} | {row.megabytes:.1f} |"
         )
     return "\n".join(lines)

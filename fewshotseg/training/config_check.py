@@ -17,7 +17,7 @@ from fewshotseg import errors
 from fewshotseg.methods import METHODS
 from fewshotseg.models import factory, unet
 from fewshotseg.training import devices
-from fewshotseg.training.estimators import ESTIMATORS
+from fewshotseg.training.estimators import ESTIMATORS, GRADIENTS, parse_choice
 
 SOURCES = ("phantom", "folder", "tfds")
 SEEDS = 2**32 - 1  # what both NumPy's and JAX's generators take
@@ -111,6 +111,7 @@ BOUNDS: Mapping[str, Bound] = {
     "outer.*num_pairs": at_least(1),
     "outer.*sigma": above(0),
     "diagnose.inner_steps": at_least(1),
+    "diagnose.draws": at_least(1),
     "diagnose.repeats": at_least(1),
     "*_every": at_least(1),
     "evaluate.threshold": between(0, 1, open_low=True, open_high=True),
@@ -138,10 +139,10 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "*optim.name": ("sgd", "adam", "adamw", "rmsprop"),
     "*optim.schedule": ("constant", "cosine"),
     "outer.estimator": tuple(ESTIMATORS),
+    "outer.gradient": tuple(GRADIENTS),
     "outer.*remat": ("none", "step", "sqrt"),
     "outer.loop": ("auto", "host", "scan"),
     "outer.variables": ("architecture", "synthetic_weight"),
-    "diagnose.estimators": tuple(ESTIMATORS),
 }
 MAY_BE_EMPTY = ("outer.variables", "augment.*.flip_axes")
 DIVIDED = ("pretrain.batch_size", "train.batch_size", "outer.batch_size")  # over the devices
@@ -248,11 +249,16 @@ def _check_outer(config):
             f"outer.start is {outer.start}: with train.num_steps={config.train.num_steps}, end2end "
             "would never take a hypergradient."
         )
-    if outer.estimator == "conjugate_gradient" and outer.through_generator_training:
+    if ESTIMATORS[outer.estimator].needs_symmetry and outer.through_generator_training:
         raise errors.InputError(
-            "outer.estimator is 'conjugate_gradient', which needs a symmetric Hessian: set "
+            f"outer.estimator is {outer.estimator!r}, which needs a symmetric Hessian: set "
             "outer.through_generator_training=False, or use 'neumann'."
         )
+    for choice in config.diagnose.estimators:
+        try:
+            parse_choice(choice)
+        except errors.InputError as error:
+            raise errors.InputError(f"diagnose.estimators: {error}") from error
 
 
 def _value(config, field: str):

@@ -1,89 +1,149 @@
-"""Estimators of the hypergradient by name, as `outer.estimator` gives it."""
+"""The table of estimators: what `outer.estimator` and `outer.gradient` may say.
 
+A row names the pure function and, where it pays, the host loop that CPUs want. To add an estimator, write
+the function (see docs/extending.md) and its row here; the fields of its block in the configuration are
+its keyword arguments.
+"""
+
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 
-from fewshotseg.genseg import levels as genseg
-from fewshotseg.hypergradient import evolution, implicit
-from fewshotseg.hypergradient import unroll as hypergradient
-from fewshotseg.training import devices as parallel
+from fewshotseg import errors, hypergradient
+from fewshotseg.hypergradient import host_loop, inner_gradient
 
-# Estimator of the hypergradient -> how it has the inner gradient differentiated.
+
+@dataclasses.dataclass(frozen=True)
+class Estimator:
+    """One row.
+
+    Attributes:
+      make: `(inner_step, outer_loss, *, axis_name, **fields) -> estimate`, pure. With
+        `needs_stationarity`, also takes `stationarity`.
+      make_host: the same as a Python loop over compiled pieces, which also takes `compile` and `step`;
+        None: `make`, compiled as a whole, serves everywhere.
+      needs_stationarity: whether it takes the inner problem as an equation.
+      needs_symmetry: whether that equation must have a symmetric derivative, that is, one player.
+    """
+
+    make: Callable
+    make_host: Callable | None = None
+    needs_stationarity: bool = False
+    needs_symmetry: bool = False
+
+
+def _implicit(solver: Callable, needs_symmetry: bool = False) -> Estimator:
+    """The row of a solver of the implicit family, whose keyword arguments are the fields."""
+
+    def make(inner_step, outer_loss, *, stationarity, axis_name, **fields):
+        return hypergradient.implicit_gradient(
+            inner_step, outer_loss, stationarity, solver(**fields), axis_name=axis_name
+        )
+
+    def make_host(inner_step, outer_loss, *, stationarity, axis_name, compile, step, **fields):
+        return host_loop.implicit_gradient(
+            inner_step,
+            outer_loss,
+            stationarity,
+            solver(**fields),
+            axis_name=axis_name,
+            compile=compile,
+            step=step,
+        )
+
+    return Estimator(make, make_host, True, needs_symmetry)
+
+
 ESTIMATORS = {
-    "mixed_mode": "mixed",
-    "unrolled": "reverse",
-    "truncated": "mixed",
-    "one_step": "mixed",
-    "finite_difference": "finite_difference",
-    "identity": "mixed",
-    "neumann": "mixed",
-    "conjugate_gradient": "mixed",
-    "sama": "finite_difference",
-    "evolution_strategies": "mixed",
+    "unrolled": Estimator(hypergradient.unrolled, host_loop.unrolled),
+    "truncated": Estimator(hypergradient.truncated, host_loop.unrolled),
+    "one_step": Estimator(hypergradient.one_step, functools.partial(host_loop.unrolled, horizon=1)),
+    "identity": _implicit(hypergradient.identity),
+    "neumann": _implicit(hypergradient.neumann),
+    "conjugate_gradient": _implicit(hypergradient.conjugate_gradient, needs_symmetry=True),
+    "sama": _implicit(hypergradient.sama),
+    "evolution_strategies": Estimator(
+        hypergradient.evolution_strategies, host_loop.evolution_strategies
+    ),
 }
+
+# How inner gradients are differentiated once more; the fields are keyword arguments beside the loss.
+GRADIENTS = inner_gradient.GRADIENTS
+
+
+def create_gradient(name: str, fields: Mapping[str, Any]) -> Callable:
+    """The way of differentiating inner gradients that `outer.gradient` names.
+
+    Args:
+      name: one of `GRADIENTS`.
+      fields: of its block, e.g. {"radius": 0.01}.
+
+    Returns:
+      `loss -> gradient`, see `inner_gradient`.
+    """
+    return functools.partial(GRADIENTS[name], **fields) if fields else GRADIENTS[name]
 
 
 def create_estimator(
-    config,
-    method: genseg.Method,
+    name: str,
+    fields: Mapping[str, Any],
+    inner_step: Callable,
+    outer_loss: Callable,
+    stationarity: hypergradient.Stationarity | None = None,
+    *,
+    loop: str = "auto",
+    axis_name: str | None = None,
+    compile: Callable = host_loop.jit,
     step: Callable | None = None,
-    axis_name: str | None = parallel.AXIS_NAME,
-    compile: Callable = parallel.compile_step,
 ) -> Callable:
-    """The estimator `config.outer.estimator`, compiled for all devices by default.
+    """The estimator that `outer.estimator` names, compiled.
 
     Args:
-      config: the configuration.
-      method: from `create_method`, for the method 'end2end'.
-      step: the compiled inner step, if there is one already (see `hypergradient.unrolled`).
-      axis_name: of the devices.
-      compile: likewise.
+      name: one of `ESTIMATORS`.
+      fields: of its block, e.g. {"num_terms": 10, "step_size": 0.01}.
+      inner_step: see `hypergradient.unrolled`.
+      outer_loss: likewise.
+      stationarity: the inner problem as an equation; for the estimators that need it.
+      loop: 'host' | 'scan' | 'auto': the host loop on CPUs, one program on accelerators.
+      axis_name: of the devices, None for one.
+      compile: `(function, batched_args, batched_results) -> compiled function`, see `host_loop`.
+      step: the compiled, indexed inner step, if there is one already.
+
+    Returns:
+      `(theta, inner_state, inner_batches, outer_batch, rngs) -> Hypergradient`.
+
+    Raises:
+      KeyError: no such estimator.
+      ValueError: it needs a stationarity and has none.
     """
-    outer = config.outer
-    loop = outer.loop
+    row = ESTIMATORS[name]
     if loop == "auto":
         loop = "host" if jax.default_backend() == "cpu" else "scan"
-    inner_step = functools.partial(
-        genseg.inner_step, method=method, through_generator=outer.through_generator_training
-    )
-    stationarity = genseg.stationarity(
-        method=method, through_generator=outer.through_generator_training
-    )
-    makers = {
-        "mixed_mode": functools.partial(hypergradient.unrolled, remat=outer.remat),
-        "unrolled": functools.partial(hypergradient.unrolled, remat=outer.remat),
-        "truncated": functools.partial(
-            hypergradient.truncated, horizon=outer.horizon, remat=outer.remat
-        ),
-        "one_step": hypergradient.one_step,
-        "finite_difference": hypergradient.one_step,
-        "identity": functools.partial(
-            implicit.identity, stationarity=stationarity, step_size=outer.step_size
-        ),
-        "neumann": functools.partial(
-            implicit.neumann,
-            stationarity=stationarity,
-            num_terms=outer.num_terms,
-            step_size=outer.step_size,
-        ),
-        "conjugate_gradient": functools.partial(
-            implicit.conjugate_gradient,
-            stationarity=stationarity,
-            num_terms=outer.num_terms,
-            damping=outer.damping,
-        ),
-        "sama": functools.partial(implicit.sama, stationarity=stationarity),
-        "evolution_strategies": functools.partial(
-            evolution.evolution_strategies, num_pairs=outer.num_pairs, sigma=outer.sigma
-        ),
-    }
-    return makers[outer.estimator](
-        inner_step,
-        functools.partial(genseg.outer_loss, method=method),
-        loop=loop,
-        axis_name=axis_name,
-        compile=compile,
-        step=step,
-    )
+    options = {**fields, "axis_name": axis_name}
+    if row.needs_stationarity:
+        if stationarity is None:
+            raise ValueError(f"{name} needs the inner problem as an equation: give a stationarity.")
+        options["stationarity"] = stationarity
+    if loop == "host" and row.make_host is not None:
+        return row.make_host(inner_step, outer_loss, compile=compile, step=step, **options)
+    return compile(row.make(inner_step, outer_loss, **options), batched_args=(2, 3))
+
+
+def parse_choice(choice: str) -> tuple[str, str]:
+    """Estimator and gradient of 'unrolled' or 'one_step+finite_difference'; no gradient means 'mixed'.
+
+    Raises:
+      InputError: there is no such estimator or gradient.
+    """
+    name, _, gradient = choice.partition("+")
+    gradient = gradient or "mixed"
+    for value, allowed in ((name, ESTIMATORS), (gradient, GRADIENTS)):
+        if value not in allowed:
+            raise errors.InputError(
+                f"{value!r} is none of {', '.join(map(repr, allowed))}: an estimator is given as in "
+                "'unrolled' or 'one_step+finite_difference'."
+            )
+    return name, gradient

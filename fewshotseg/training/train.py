@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fewshotseg import figures
+from fewshotseg import figures, hypergradient
 from fewshotseg.data import cases, split_files
 from fewshotseg.data import image_files as transforms
 from fewshotseg.genseg import levels as genseg
 from fewshotseg.genseg.state import GenSegState
-from fewshotseg.hypergradient import unroll as hypergradient
 from fewshotseg.models import search_space
 from fewshotseg.results import metrics
 from fewshotseg.results import predictor as trained
@@ -23,7 +22,6 @@ from fewshotseg.runs import folder as run_files
 from fewshotseg.training import build as experiment
 from fewshotseg.training import config_check
 from fewshotseg.training import devices as parallel
-from fewshotseg.training import estimators as estimator_factory
 from fewshotseg.training.loop import Stage
 
 
@@ -162,7 +160,7 @@ class Training(Stage):
         self.arrays = jax.tree.map(jnp.asarray, dict(data.train))
         self.validation_arrays = jax.tree.map(jnp.asarray, dict(data.validation))
         self.step = _compile_inner_step(self.method, method in ("joint", "end2end"))
-        self.estimate = estimator_factory.create_estimator(config, self.method, self.step)
+        self.estimate = experiment.create_estimator(config, self.method, self.step)
         self.predict = trained.compile_segmenter(self.method.segment)
 
     def initial_state(self):

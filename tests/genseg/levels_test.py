@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tiny
 
+from fewshotseg import hypergradient
 from fewshotseg.genseg import levels as genseg
-from fewshotseg.hypergradient import inner_gradient
-from fewshotseg.hypergradient import unroll as hypergradient
+from fewshotseg.hypergradient import host_loop, inner_gradient
 
 RATES = {"sgd": 0.3, "adam": 1e-2}
 TOY_RATES = {"sgd": 2.0, "adam": 0.1}
@@ -58,15 +58,14 @@ class _Chain:
         def step(state, theta, batches, rngs, k):
             return self.step(state, theta, jax.tree.map(lambda x: x[k], batches), rngs[k])
 
-        estimate = hypergradient.unrolled(
-            functools.partial(genseg.inner_step, method=method, **inner_step_options),
-            functools.partial(genseg.outer_loss, method=method),
-            loop=loop,
-            remat=remat,
-            horizon=horizon,
-            compile=tiny.jit,
-            step=step,
-        )
+        inner_step = functools.partial(genseg.inner_step, method=method, **inner_step_options)
+        outer_loss = functools.partial(genseg.outer_loss, method=method)
+        options = dict(remat=remat, horizon=horizon)
+        if loop == "host":
+            options.update(compile=tiny.jit, step=step)
+            estimate = host_loop.unrolled(inner_step, outer_loss, **options)
+        else:
+            estimate = tiny.jit(hypergradient.unrolled(inner_step, outer_loss, **options))
         return estimate(self.theta, self.inner, self.batches, self.outer_batch, self.keys)
 
 

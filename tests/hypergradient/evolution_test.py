@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tiny
 
-from fewshotseg.hypergradient import evolution, inner_gradient
-from fewshotseg.hypergradient import unroll as hypergradient
+from fewshotseg import hypergradient
+from fewshotseg.hypergradient import inner_gradient
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -37,7 +37,7 @@ PROBLEM = (
 
 
 def _estimator(**options):
-    estimate = evolution.evolution_strategies(_step, _outer, compile=tiny.jit, **options)
+    estimate = tiny.jit(hypergradient.evolution_strategies(_step, _outer, **options))
     problem = jax.tree.map(jnp.asarray, PROBLEM)
     return lambda seed: estimate(*problem, jax.random.split(jax.random.key(seed), 2)).grad
 
@@ -60,12 +60,12 @@ def test_mean_and_variance_are_as_stated():
 
 def test_of_a_linear_loss_in_one_variable_only_the_noise_remains():
     """V = 3 A: every pair gives 3 e^2, whatever sigma."""
-    estimate = evolution.evolution_strategies(
+    estimate = hypergradient.evolution_strategies(
         lambda w, a, batch, rng: (a, {}), lambda w, a, _: (3.0 * w, {}), num_pairs=5, sigma=0.7
     )
     grad = estimate(jnp.float64(1.0), jnp.float64(0.0), jnp.zeros(1), 0.0, jax.random.split(
         jax.random.key(3), 1)).grad  # fmt: skip
-    other = evolution.evolution_strategies(
+    other = hypergradient.evolution_strategies(
         lambda w, a, batch, rng: (a, {}), lambda w, a, _: (3.0 * w, {}), num_pairs=5, sigma=0.01
     )(jnp.float64(1.0), jnp.float64(0.0), jnp.zeros(1), 0.0, jax.random.split(
         jax.random.key(3), 1)).grad  # fmt: skip
@@ -86,7 +86,7 @@ def test_needs_no_derivative():
     def step(w, a, batch, rng):
         return jnp.round(10 * a) / 10, {}
 
-    estimate = evolution.evolution_strategies(
+    estimate = hypergradient.evolution_strategies(
         step, lambda w, a, t: (((w - t) ** 2).sum(), {}), num_pairs=200, sigma=0.3
     )
     args = jnp.float64(1.0), jnp.float64(0.0), jnp.zeros(1), jnp.float64(0.25)

@@ -29,8 +29,8 @@ def _train(loop):
     from fewshotseg.data import augment
     from fewshotseg.data import batches as input_pipeline
     from fewshotseg.genseg import levels as genseg
-    from fewshotseg.hypergradient import unroll as hypergradient
     from fewshotseg.training import devices as parallel
+    from fewshotseg.training import estimators
 
     axis_name = parallel.AXIS_NAME
     method = tiny.make_toy_method(optimizer="adam", learning_rate=0.1, axis_name=axis_name)
@@ -51,7 +51,9 @@ def _train(loop):
     draw_outer = parallel.compile_draw(
         functools.partial(input_pipeline.draw_outer_batch, batch_size=8, axis_name=axis_name)
     )
-    estimate = hypergradient.unrolled(
+    estimate = estimators.create_estimator(
+        "unrolled",
+        {},
         functools.partial(genseg.inner_step, method=method),
         functools.partial(genseg.outer_loss, method=method),
         loop=loop,

@@ -9,9 +9,8 @@ import optax
 import pytest
 import tiny
 
-from fewshotseg import errors
+from fewshotseg import errors, hypergradient
 from fewshotseg.hypergradient import inner_gradient
-from fewshotseg.hypergradient import unroll as hypergradient
 from fewshotseg.training import optimizers
 
 NAMES = ("sgd", "adam", "adamw", "rmsprop")
@@ -110,7 +109,7 @@ def _hypergradient(optimizer):
         return (optax.apply_updates(state[0], updates), opt), {}
 
     problem = (params, optimizer.init(params)), batches, batch, jnp.zeros(2)
-    estimate = hypergradient.unrolled(step, _outer_loss, compile=tiny.jit)
+    estimate = tiny.jit(hypergradient.unrolled(step, _outer_loss))
     grad = estimate(theta, *problem).grad["scale"]
     expected = tiny.derivative(lambda a: estimate(a, *problem).loss, theta, {"scale": 1.0})
     return float(grad), expected

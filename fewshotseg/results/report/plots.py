@@ -169,6 +169,7 @@ def estimators(rows: Sequence[Mapping]) -> bytes:
         for i, name in enumerate(names):
             points = sorted((row["K"], row[key]) for row in rows if row["estimator"] == name)
             style = dict(color=_TEN[i % len(_TEN)], marker="osv^D<>pX*"[i % 10])
+            style["linestyle"] = "-" if i < len(_TEN) else "--"  # more lines than colours
             axis.plot(*np.transpose(points), markersize=5, linewidth=1.2, label=name, **style)
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("K, inner steps")
