@@ -20,14 +20,14 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from fewshotseg import hypergradient
 from fewshotseg.data import batches as input_pipeline
 from fewshotseg.data import cases
-from fewshotseg.genseg import levels as genseg
+from fewshotseg.genseg import levels
+from fewshotseg.methods import METHODS
 from fewshotseg.runs import checkpoint
 from fewshotseg.runs import folder as run_files
-from fewshotseg.training import build as experiment
-from fewshotseg.training import devices as parallel
-from fewshotseg.training import train
+from fewshotseg.training import build, devices, stages
 
 
 def shift(theta, direction, amount):
@@ -43,14 +43,23 @@ def main():
     args = parser.parse_args()
     config = ConfigDict(run_files.read_config(args.run))
     data = cases.create_data(config)
-    networks = experiment.create_networks(config, data.num_classes)
-    method, _ = experiment.create_method(config, networks, data.num_classes, "end2end", "train")
-    gan = experiment.init_gan(config, networks, method)
-    training = train.Training(config, data, args.run / "end2end", "end2end", gan)
+    spec, method = build.create_spec(config, data.num_classes), METHODS["end2end"]
+    parts = build.create_parts(config, spec, method, "train")
+    moving = stages.moving_players(parts, method)
+    inner_step = stages.create_inner_step(parts, moving, config.outer.through_generator_training)
+    step = devices.compile_step(hypergradient.indexed(inner_step), batched_args=(2,))
+    estimate = build.create_estimate(config, parts, method, inner_step, step)
+    draw, draw_outer = build.create_draws(config, data.num_classes, method, config.train.batch_size)
+    train, validation_arrays = (
+        jax.tree.map(jnp.asarray, dict(arrays)) for arrays in (data.train, data.validation)
+    )
+    start = build.create_training(config, data, spec, "end2end").init(
+        stages.init_family(parts, config.seed)
+    )
     checkpoints = checkpoint.Checkpoints(args.run / "end2end" / "checkpoints")
-    state, _, _ = checkpoints.restore(training.initial_state(), checkpoints.steps()[0])
-    outer_loss = parallel.compile_step(
-        functools.partial(genseg.outer_loss, method=training.method), batched_args=(2,)
+    state, _, _ = checkpoints.restore(start, checkpoints.steps()[0])
+    outer_loss = devices.compile_step(
+        functools.partial(levels.outer_loss, terms=parts.terms), batched_args=(2,)
     )
     source, ids = data.test_sets["test"]
     size, channels = config.data.image_size, config.data.channels
@@ -58,24 +67,19 @@ def main():
     test = jax.tree.map(jnp.asarray, test)
 
     def loss_at(theta, batches, keys, outer_batch):
-        inner = state.inner
+        players = state.players
         for k in range(len(keys)):
-            inner, _ = training.step(inner, theta, batches, keys, k)
-        return float(outer_loss(inner, theta, outer_batch)[0])
+            players, _ = step(players, theta, batches, keys, k)
+        return float(outer_loss(players, theta, outer_batch)[0])
 
     ratios, downhill, downhill_test, norms = [], [], [], []
-    for draw in range(args.draws):
-        step = int(state.step) + draw * config.outer.num_inner_steps
-        keys = jnp.stack(
-            [
-                experiment.step_key(config, "train", step + k)
-                for k in range(config.outer.num_inner_steps)
-            ]
-        )
-        batches = training.draw(training.arrays, keys)
-        validation = training.draw_outer(training.validation_arrays, keys[0])
-        unseen = training.draw_outer(test, keys[0])
-        grad = training.estimate(state.theta, state.inner, batches, validation, keys).grad
+    for turn in range(args.draws):
+        first = int(state.step) + turn * config.outer.num_inner_steps
+        numbers = range(first, first + config.outer.num_inner_steps)
+        keys = jnp.stack([stages.step_key(config.seed, "train", n) for n in numbers])
+        batches = draw(train, keys)
+        validation, unseen = draw_outer(validation_arrays, keys[0]), draw_outer(test, keys[0])
+        grad = estimate(state.theta, state.players, batches, validation, keys).grad
         norm = float(optax.global_norm(grad))
         ends = [shift(state.theta, grad, sign * args.distance / norm) for sign in (-1.0, 1.0)]
         low, high = (loss_at(end, batches, keys, validation) for end in ends)

@@ -6,7 +6,7 @@ colon: `--config=configs/demo.py:method=end2end,segmenter=unet,seed=1,runlocal`.
 
 from ml_collections import ConfigDict
 
-METHODS = ("real_only", "separate", "joint", "end2end")
+METHODS = ("real_plain", "real_only", "real_only_half", "separate", "joint", "end2end")
 
 
 def source_config() -> ConfigDict:
@@ -43,6 +43,10 @@ def optimizer_config(name: str, learning_rate: float, schedule: str) -> ConfigDi
     config.momentum = 0.0  # of 'sgd' and 'rmsprop'
     config.b1 = 0.9  # of 'adam' and 'adamw'
     config.b2 = 0.999  # of 'adam', 'adamw' and 'rmsprop'
+    config.eps = 1e-8  # added to the root of the second moment
+    # 'differentiated' | 'given': a hypergradient takes the second moment for a constant; see
+    # fewshotseg/training/optimizers.py on what float32 does to its derivative
+    config.second_moment = "differentiated"
     return config
 
 
@@ -66,38 +70,46 @@ def get_config(arg: str = "") -> ConfigDict:
     # Further test sets, e.g. out of domain: name -> source_config().
     config.test_sets = ConfigDict()
 
+    # Networks by name, with a block of fields each; only the block of that name is read.
     config.segmenter = ConfigDict()
     config.segmenter.name = "unet"
-    config.segmenter.width = 16  # channels at full resolution
-    config.segmenter.num_levels = 4  # halvings
-    config.segmenter.groups = 8  # of the group normalisation
-    config.segmenter.activation = "relu"  # 'relu' | 'silu'
-    config.segmenter.pool = "max"  # 'max' | 'avg'
-    config.segmenter.dtype = "float32"  # of the computation: 'float32' | 'bfloat16'
+    config.segmenter.unet = ConfigDict()
+    config.segmenter.unet.width = 16  # channels at full resolution
+    config.segmenter.unet.num_levels = 4  # halvings
+    config.segmenter.unet.groups = 8  # of the group normalisation
+    config.segmenter.unet.activation = "relu"  # 'relu' | 'silu'
+    config.segmenter.unet.pool = "max"  # 'max' | 'avg'
+    config.segmenter.unet.dtype = "float32"  # of the computation: 'float32' | 'bfloat16'
+
+    config.family = ConfigDict()  # of generators: which players there are and how they are trained
+    config.family.name = "gan"
+    config.family.gan = ConfigDict()
+    config.family.gan.adversarial = "vanilla"  # 'vanilla' | 'lsgan'
+    config.family.gan.l1_weight = 100.0  # of the generator's L1 loss
 
     config.generator = ConfigDict()
-    config.generator.name = "unet"
-    config.generator.num_levels = 6  # halvings; at most log2(image_size)
-    config.generator.width = 32  # channels after the first halving
-    config.generator.max_width = 256
-    config.generator.groups = 8
-    config.generator.dropout_rate = 0.5  # in the widest decoder levels
-    config.generator.dtype = "float32"
+    config.generator.name = "pix2pix"
+    config.generator.pix2pix = ConfigDict()
+    config.generator.pix2pix.num_levels = 6  # halvings; at most log2(image_size)
+    config.generator.pix2pix.width = 32  # channels after the first halving
+    config.generator.pix2pix.max_width = 256
+    config.generator.pix2pix.groups = 8
+    config.generator.pix2pix.dropout_rate = 0.5  # in the widest decoder levels
+    config.generator.pix2pix.dtype = "float32"
     config.search = ConfigDict()  # which sides of the generator have searchable cells
     config.search.encoder = True
     config.search.decoder = True
 
     config.discriminator = ConfigDict()
     config.discriminator.name = "patchgan"
-    config.discriminator.width = 32
-    config.discriminator.num_levels = 3  # strided layers
-    config.discriminator.groups = 8
-    config.discriminator.dtype = "float32"
+    config.discriminator.patchgan = ConfigDict()
+    config.discriminator.patchgan.width = 32
+    config.discriminator.patchgan.num_levels = 3  # strided layers
+    config.discriminator.patchgan.groups = 8
+    config.discriminator.patchgan.dtype = "float32"
 
     config.loss = ConfigDict()
     config.loss.overlap = "dice"  # 'dice' | 'jaccard', beside the cross-entropy
-    config.loss.adversarial = "vanilla"  # 'vanilla' | 'lsgan'
-    config.loss.l1_weight = 100.0  # of the generator's L1 loss
     config.loss.synthetic_weight = 1.0  # gamma: weight of the synthetic pairs
 
     config.augment = ConfigDict()
@@ -111,16 +123,18 @@ def get_config(arg: str = "") -> ConfigDict:
     config.augment.intensity.blur = 0.3  # largest share of a 3-pixel blur
     config.augment.intensity.noise = 0.05  # largest standard deviation
 
-    config.pretrain = (
-        ConfigDict()
-    )  # generator and discriminator on real pairs, before anything else
+    config.pretrain = ConfigDict()  # the generator's players on real pairs, before anything else
     config.pretrain.num_steps = 1000
     config.pretrain.batch_size = 8
 
     config.train = ConfigDict()  # segmenter, with or without the generator
     config.train.num_steps = 1500
-    config.train.batch_size = 8  # real pairs per step, and as many synthetic ones
+    # Real pairs per step, and as many synthetic ones; methods that draw none see twice as many real ones.
+    config.train.batch_size = 8
     config.train.ema_decay = 0.99  # of the average of the segmenter's weights that is evaluated
+    config.train.select = (
+        "last"  # which average is the model: 'last' | 'best' on the validation images
+    )
 
     config.optim = optimizer_config("adamw", 1e-3, "cosine")  # segmenter
     config.optim.weight_decay = 1e-4
@@ -219,15 +233,15 @@ def apply_choices(config: ConfigDict, arg: str) -> None:
             config.methods = tuple(value.split("+"))
         elif key == "seed":
             config.seed = int(value)
-        elif key in ("segmenter", "generator", "discriminator"):
+        elif key in ("segmenter", "family", "generator", "discriminator"):
             config[key].name = value
         elif key == "estimator":  # 'sama' or 'sama+finite_difference'
             config.outer.estimator, _, gradient = value.partition("+")
             config.outer.gradient = gradient or config.outer.gradient
         else:
             raise ValueError(
-                f"there is no choice {key!r}: use method=, segmenter=, generator=, discriminator=, "
-                "estimator=, seed= or runlocal."
+                f"there is no choice {key!r}: use method=, segmenter=, family=, generator=, "
+                "discriminator=, estimator=, seed= or runlocal."
             )
 
 
@@ -238,9 +252,10 @@ def run_local(config: ConfigDict) -> None:
     config.data.phantom.num_cases = 60
     for test_set in config.test_sets.values():
         test_set.phantom.num_cases = 4
-    config.segmenter.width, config.segmenter.num_levels = 4, 2
-    config.generator.width, config.generator.max_width, config.generator.num_levels = 4, 16, 3
-    config.discriminator.width, config.discriminator.num_levels = 4, 2
+    config.segmenter.unet.width, config.segmenter.unet.num_levels = 4, 2
+    generator, discriminator = config.generator.pix2pix, config.discriminator.patchgan
+    generator.width, generator.max_width, generator.num_levels = 4, 16, 3
+    discriminator.width, discriminator.num_levels = 4, 2
     config.pretrain.num_steps, config.train.num_steps = 20, 20
     config.pretrain.batch_size = config.train.batch_size = 4
     config.outer.batch_size = 2

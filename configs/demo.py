@@ -21,10 +21,10 @@ def get_config(arg=""):
     config.test_sets.shifted.phantom.seed = 1
     config.test_sets.shifted.phantom.num_cases = 100
     config.data.phantom.num_cases = 500
-    config.segmenter.width = 8
-    config.generator.num_levels = 4
-    config.generator.width, config.generator.max_width = 16, 64
-    config.discriminator.width = 16
+    config.segmenter.unet.width = 8
+    config.generator.pix2pix.num_levels = 4
+    config.generator.pix2pix.width, config.generator.pix2pix.max_width = 16, 64
+    config.discriminator.patchgan.width = 16
     config.pretrain.num_steps = 200
     config.train.num_steps = 300
     config.pretrain.batch_size = config.train.batch_size = 4

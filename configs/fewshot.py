@@ -12,10 +12,10 @@ def get_config(arg=""):
     config = default.get_config()
     config.name = "fewshot"
     config.data.image_size = 64
-    config.segmenter.width = 8
-    config.generator.num_levels = 4
-    config.generator.width, config.generator.max_width = 16, 64
-    config.discriminator.width = 16
+    config.segmenter.unet.width = 8
+    config.generator.pix2pix.num_levels = 4
+    config.generator.pix2pix.width, config.generator.pix2pix.max_width = 16, 64
+    config.discriminator.patchgan.width = 16
     config.pretrain.num_steps = 300
     config.train.num_steps = 400
     config.train.batch_size = config.pretrain.batch_size = 4

@@ -7,7 +7,7 @@ python run.py --config=configs/folder.py --workdir=runs/mine \\
 
 A fifth of the cases is kept for the test; of the others, a fifth validates and the rest trains. Several
 classes: --config.data.folder.class_names="('vessel','tool')", with mask values 1, 2. With a GPU, try
---config.data.image_size=256 and --config.segmenter.width=32.
+--config.data.image_size=256 and --config.segmenter.unet.width=32.
 """
 
 from configs import default
@@ -19,9 +19,9 @@ def get_config(arg=""):
     config.data.source = "folder"
     config.data.num_train = 0
     config.data.num_validation = 0
-    config.generator.num_levels = 5
-    config.generator.width, config.generator.max_width = 16, 64
-    config.discriminator.width = 16
+    config.generator.pix2pix.num_levels = 5
+    config.generator.pix2pix.width, config.generator.pix2pix.max_width = 16, 64
+    config.discriminator.patchgan.width = 16
     config.optim.learning_rate = 3e-3
     default.apply_choices(config, arg)
     return config

@@ -3,6 +3,7 @@
   python run.py                                        the embedded demo
   python run.py --config=folder --workdir=runs/mine \\
       --config.data.folder.images_dir=images --config.data.folder.masks_dir=masks
+  python run.py --minutes=30 --workdir=runs/quick      as many steps as fit
   python run.py --workdir=runs/mine                    goes on, with the configuration of that run
   python run.py --workdir=runs/mine --config.train.num_steps=3000      trains longer
   python run.py --mode=predict --workdir=runs/mine --input=new_images --output=masks
@@ -148,6 +149,7 @@ def _define_flags():
         "MPI or on a Cloud TPU.",
         **kind,
     )
+    flags.DEFINE_float("minutes", 0.0, "train in at most so long; 0: as configured.", 0.0, **kind)
     flags.DEFINE_integer("num_processes", 1, "train in several processes: how many.", **kind)
     flags.DEFINE_integer("process_id", 0, "train in several processes: which one this is.", **kind)
     return values

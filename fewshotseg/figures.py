@@ -90,6 +90,12 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
     return np.array(np.broadcast_to(image, image.shape[:2] + (3,)))
 
 
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    """RGB uint8 `[H, W, 3]` of an image `[H, W, C]` in [-1, 1]."""
+    pixels = np.round((np.clip(image, -1, 1) + 1) * 127.5).astype(np.uint8)
+    return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
+
+
 def colour_mask(mask: np.ndarray) -> np.ndarray:
     """Class ids `[H, W]` as a picture uint8 `[H, W, 3]`: white if binary, else a colour each."""
     mask = np.asarray(mask)

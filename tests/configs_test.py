@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 from configs import default
-from fewshotseg.models import layers
-from fewshotseg.training import build as experiment
-from fewshotseg.training import config_check
+from fewshotseg.methods import METHODS
+from fewshotseg.training import build, config_check, stages
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
@@ -26,21 +25,18 @@ def test_config_is_sound(name):
     config = load(name)
     config_check.check_config(config)
     assert config.is_locked
-    networks = experiment.create_networks(config, 2)
-    size, channels = config.data.image_size, config.data.channels
-    image, mask = jnp.zeros((1, size, size, channels)), jnp.zeros((1, size, size, 1))
-    key = jax.random.key(0)
-    theta = experiment.init_theta(config, networks["generator"].num_levels)
-    logits = jax.eval_shape(
-        lambda: networks["segmenter"].apply(
-            {"params": layers.init_params(networks["segmenter"], key, image)}, image
-        )
-    )
-    assert logits.shape == (1, size, size, 1)
-    drawn = jax.eval_shape(
-        lambda: networks["generator"].init_with_output(key, mask, theta["architecture"], None)[0]
-    )
-    assert drawn.shape == image.shape
+    spec = build.create_spec(config, 2)
+    parts = build.create_parts(config, spec, METHODS["end2end"], "train", axis_name=None)
+    image, mask = (jnp.zeros((1, *spec.image_size, n)) for n in (spec.channels, 1))
+
+    def outputs():
+        players = stages.init_family(parts, config.seed)
+        segmenter = stages.init_segmenter(parts, config.seed).params
+        logits = parts.networks["segmenter"].apply(segmenter, image, None)
+        return logits, parts.family.draw(players, parts.theta, mask, None)
+
+    logits, drawn = jax.eval_shape(outputs)
+    assert logits.shape == mask.shape and drawn.shape == image.shape
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "default"])

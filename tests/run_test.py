@@ -23,7 +23,6 @@ from fewshotseg.data import cases
 from fewshotseg.results import predictor as trained
 from fewshotseg.runs import checkpoint
 from fewshotseg.runs import log as summaries
-from fewshotseg.training import build as experiment
 from fewshotseg.training import config_check
 from fewshotseg.training import devices as parallel
 
@@ -69,8 +68,8 @@ def finished(tmp_path_factory, cache):
     return workdir, done
 
 
-def best_of(workdir, method):
-    return checkpoint.load_best(workdir / method / "checkpoints")[0]
+def model_of(workdir, method):
+    return checkpoint.load_model(workdir / method / "checkpoints")[0]
 
 
 def cases_of(workdir, method):
@@ -106,15 +105,15 @@ def test_a_run_leaves_what_it_promises(finished):
     assert json.loads((workdir / "config.json").read_text())["name"] == "demo"
     split = json.loads((workdir / "splits.json").read_text())
     assert len(split["train"]) == 6 and len(split["validation"]) == 2
-    assert not set(split["train"]) & set(split["validation"]) & set(split["test/test"])
+    parts = [set(split[name]) for name in ("train", "validation", "test/test")]
+    assert len(set.union(*parts)) == sum(map(len, parts))
     assert (workdir / "contact_sheet.png").exists()
     assert list((workdir / "end2end" / "samples").glob("*.png"))
 
 
 def test_only_end2end_moves_the_architecture(finished):
     workdir, _ = finished
-    start = experiment.init_theta(demo.get_config("runlocal"), 3)
-    assert_same_bits(best_of(workdir, "joint")["theta"], jax.device_get(start))
+    assert model_of(workdir, "joint")["theta"] == {}
     log = summaries.read_log(workdir / "end2end" / "log.jsonl")
     weights = [line["architecture/encoder"] for line in log if "architecture/encoder" in line]
     assert np.abs(np.array(weights[-1]) - np.array(weights[0])).max() > 1e-3
@@ -143,7 +142,7 @@ def test_killed_three_times_ends_with_the_same_bits(finished, cache, tmp_path):
             process.send_signal(signal.SIGKILL)
     assert run(workdir, cache).returncode == 0
     for method in METHODS:
-        assert_same_bits(best_of(workdir, method), best_of(finished[0], method))
+        assert_same_bits(model_of(workdir, method), model_of(finished[0], method))
         assert cases_of(workdir, method) == cases_of(finished[0], method)
     steps = [line["step"] for line in summaries.read_log(workdir / "end2end" / "log.jsonl")]
     assert steps == sorted(set(steps))
@@ -203,7 +202,7 @@ def test_another_configuration_needs_another_folder(finished, cache):
 
 class Flags:
     data_dir = input = output = coordinator = None
-    num_processes, process_id = 1, 0
+    minutes, num_processes, process_id = 0.0, 1, 0
 
     def __init__(self, workdir):
         self.workdir = str(workdir)

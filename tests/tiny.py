@@ -7,17 +7,19 @@ same code of `genseg` in a second or two, and serves wherever the networks do no
 
 import contextlib
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fewshotseg.data import augment
-from fewshotseg.genseg import levels as genseg
-from fewshotseg.genseg import state
-from fewshotseg.models import patchgan as discriminator
-from fewshotseg.models import pix2pix as generator
-from fewshotseg.models import unet
+from fewshotseg.genseg import gan, levels, segmenter
+from fewshotseg.genseg.outer_variables import OUTER_VARIABLES
+from fewshotseg.hypergradient import inner_gradient
+from fewshotseg.models import factory, patchgan, pix2pix, unet
 from fewshotseg.training import optimizers
 
 SIZE, CHANNELS, LEVELS = 8, 1, 2
@@ -76,57 +78,102 @@ def _enable_x64(new_value):
 # --- Methods -------------------------------------------------------------------------------------
 
 
-def _make(networks, jitter, optimizer, learning_rate, overrides):
-    player = functools.partial(optimizers.create_optimizer, optimizer, learning_rate, 100)
-    fields = dict(
-        generate=networks["generator"],
-        discriminate=networks["discriminator"],
-        segment=networks["segmenter"],
-        jitter=jitter,
-        generator_optimizer=player(),
-        discriminator_optimizer=player(),
-        segmenter_optimizer=player(),
-        l1_weight=10.0,
+class Method(NamedTuple):
+    """Players, and what makes steps and losses of them."""
+
+    family: levels.Family
+    players: dict
+    terms: tuple
+    jitter: Callable
+    use: Callable
+    options: dict
+
+    def moving(self, trains_generator=True):
+        return (*(self.family.players if trains_generator else ()), "segmenter")
+
+    def inner_step(self, trains_generator=True, through_generator=True, moving=None):
+        return functools.partial(
+            levels.inner_step,
+            players=self.players,
+            moving=moving or self.moving(trains_generator),
+            through=None if through_generator else ("segmenter",),
+            **self.options,
+        )
+
+    def outer_loss(self):
+        return functools.partial(levels.outer_loss, terms=self.terms)
+
+    def stationarity(self, through_generator=True):
+        return levels.stationarity(
+            players=self.players, moving=self.moving(through_generator), **self.options
+        )
+
+
+def _make(
+    networks,
+    jitter,
+    optimizer,
+    learning_rate,
+    l1_weight,
+    draws=True,
+    synthetic_weight=1.0,
+    gradient=inner_gradient.mixed,
+    axis_name=None,
+    average_decay=0.99,
+    use=None,
+):
+    def player():
+        return optimizers.create_optimizer(optimizer, learning_rate, 100, differentiable=True)
+
+    settings = {"architecture": {}, "synthetic_weight": synthetic_weight}
+
+    def use_all(theta):
+        values = {"synthetic_weight": jnp.zeros(()), **theta}
+        return {n: OUTER_VARIABLES[n].use(v, settings[n]) for n, v in values.items()}
+
+    use = use or use_all
+    family = gan.family(networks, player(), use, l1_weight=l1_weight)
+    segment = networks["segmenter"]
+    draw = family.draw if draws else None
+    segmenter_player = segmenter.player(
+        segment, jitter, player(), draw=draw, use=use, average_decay=average_decay
     )
-    return genseg.Method(**{**fields, **overrides})
+    loss = segmenter.validation_loss(segment, axis_name=axis_name)
+    options = {"gradient": gradient, "axis_name": axis_name}
+    players = {**family.players, "segmenter": segmenter_player}
+    return Method(family, players, ((1.0, loss),), jitter, use, options)
 
 
 def make_networks(dtype=jnp.float64):
     """The real networks; the U-Net has no kinks, so that finite differences can judge it."""
     return {
-        "generator": generator.Generator(
+        "generator": pix2pix.Generator(
             num_channels=CHANNELS, num_levels=LEVELS, width=2, max_width=4, groups=1, dtype=dtype
         ),
-        "discriminator": discriminator.Discriminator(width=2, num_levels=1, groups=1, dtype=dtype),
+        "discriminator": patchgan.Discriminator(width=2, num_levels=1, groups=1, dtype=dtype),
         "segmenter": unet.UNet(
             width=2, num_levels=1, groups=1, activation="silu", pool="avg", dtype=dtype
         ),
     }
 
 
-def make_method(*, optimizer="adam", learning_rate=1e-2, dtype=jnp.float64, **overrides):
-    """A `genseg.Method` of real networks."""
-    modules = make_networks(dtype)
-    networks = {
-        "generator": lambda p, a, m, k: modules["generator"].apply({"params": p}, m, a, k),
-        "discriminator": lambda p, m, x: modules["discriminator"].apply({"params": p}, m, x),
-        "segmenter": lambda p, x: modules["segmenter"].apply({"params": p}, x),
-    }
+def make_method(*, optimizer="adam", learning_rate=1e-2, dtype=jnp.float64, **options):
+    """A `Method` of real networks."""
+    networks = {name: factory.network(m).apply for name, m in make_networks(dtype).items()}
     jitter = functools.partial(augment.jitter, strength=augment.Intensity())
-    return _make(networks, jitter, optimizer, learning_rate, overrides)
+    return _make(networks, jitter, optimizer, learning_rate, 10.0, **options)
 
 
-def toy_generate(params, architecture, masks, keys):
+def toy_generate(params, masks, mixing, keys):
     """Mixtures of three shifts in and out, two hidden channels, and noise from the keys."""
 
-    def mix(x, alpha):
+    def mix(x, weights):
         shifts = x, jnp.roll(x, 1, 1), jnp.roll(x, 1, 2)
-        weights = jax.nn.softmax(alpha[0])
-        return sum(w * s for w, s in zip(weights, shifts, strict=True))
+        return sum(w * s for w, s in zip(weights[0], shifts, strict=True))
 
-    x = mix(2.0 * masks - 1.0, architecture["encoder"]) @ params["in"] + params["bias"]
+    x = mix(2.0 * masks - 1.0, mixing["encoder"]) @ params["in"] + params["bias"]
     x = x if keys is None else x + _numbers_of(keys, x)
-    return jnp.tanh(mix(jax.nn.silu(x), architecture["decoder"]) @ params["out"])
+    return jnp.tanh(mix(jax.nn.silu(x), mixing["decoder"]) @ params["out"])
 
 
 def toy_discriminate(params, masks, images):
@@ -135,8 +182,9 @@ def toy_discriminate(params, masks, images):
     return jax.nn.silu(x @ params["in"] + params["bias"]) @ params["out"]
 
 
-def toy_segment(params, images):
+def toy_segment(params, images, keys=None):
     """Two layers per pixel, which sees its upper neighbour too."""
+    del keys
     x = jnp.concatenate([images, jnp.roll(images, 1, 1)], -1)
     return jax.nn.silu(x @ params["in"] + params["bias"]) @ params["out"]
 
@@ -155,9 +203,10 @@ def _numbers_of(keys, like):
 TOYS = {"generator": toy_generate, "discriminator": toy_discriminate, "segmenter": toy_segment}
 
 
-def make_toy_method(*, optimizer="adam", learning_rate=1e-2, **overrides):
-    """A `genseg.Method` of toy networks."""
-    return _make(TOYS, toy_jitter, optimizer, learning_rate, {"l1_weight": 1.0, **overrides})
+def make_toy_method(*, optimizer="adam", learning_rate=1e-2, networks=TOYS, **options):
+    """A `Method` of toy networks."""
+    jitter = options.pop("jitter", toy_jitter)
+    return _make(networks, jitter, optimizer, learning_rate, 1.0, **options)
 
 
 # --- Problems ------------------------------------------------------------------------------------
@@ -174,7 +223,9 @@ def make_problem(method, num_steps, batch_size=2, seed=0, dtype=np.float64):
         "segmenter": (image,),
     }
     shapes = {
-        name: jax.eval_shape(functools.partial(modules[name].init, jax.random.key(0)), *x)["params"]
+        name: nn.meta.unbox(
+            jax.eval_shape(functools.partial(modules[name].init, jax.random.key(0)), *x)["params"]
+        )
         for name, x in inputs.items()
     }
     return _problem(method, shapes, architecture, SIZE, num_steps, batch_size, seed, dtype)
@@ -200,18 +251,12 @@ def _problem(method, shapes, architecture, size, num_steps, batch_size, seed, dt
     # Larger than in training, so that the architecture matters from the first step.
     theta = {"architecture": draw_like(architecture, numbers, dtype, 0.3)}
     params = {name: draw_like(tree, numbers, dtype) for name, tree in shapes.items()}
-    gan = state.init_gan(
-        params["generator"],
-        params["discriminator"],
-        method.generator_optimizer,
-        method.discriminator_optimizer,
-    )
-    segmenter = state.init_segmenter(params["segmenter"], method.segmenter_optimizer)
+    players = {n: levels.init_player(p, method.players[n]) for n, p in params.items()}
     batches = make_batch(numbers, (num_steps, batch_size), size, dtype)
     outer = make_batch(numbers, (2 * batch_size,), size, dtype)
     outer = {k: outer[k] for k in ("image", "mask")} | {"weight": jnp.ones(2 * batch_size, dtype)}
     keys = jax.random.split(jax.random.key(seed), num_steps)
-    return theta, state.InnerState(gan, segmenter), batches, outer, keys
+    return theta, players, batches, outer, keys
 
 
 def draw_like(shapes, numbers, dtype=np.float64, spread=None):

@@ -38,7 +38,8 @@ def draw_batch(
     rng: PRNGKey,
     *,
     batch_size: int,
-    geometry: augment.Geometry,
+    num_synthetic: int,
+    geometry: augment.Geometry | None,
     mask_geometry: augment.Geometry,
     num_classes: int,
     axis_name: str | None = None,
@@ -48,15 +49,17 @@ def draw_batch(
     Args:
       data: 'image' `[N, *spatial, C]`, 'mask' `[N, *spatial]`.
       rng: key of this step.
-      batch_size: global; a multiple of the number of devices. Without replacement while N lasts.
-      geometry: of the real pairs.
+      batch_size: global number of real pairs; a multiple of the number of devices. Without replacement
+        while N lasts.
+      num_synthetic: global number of masks for synthesis, 0 or `batch_size`.
+      geometry: of the real pairs; None leaves them as they are.
       mask_geometry: of the masks for synthesis.
       num_classes: background included.
       axis_name: of the devices.
 
     Returns:
-      'image' and 'mask': real pairs; 'synthetic_mask': augmented masks of other real cases; 'key'
-      `[B]`, one per example, equal for any number of devices.
+      'image' and 'mask': real pairs; 'synthetic_mask', unless there are none: augmented masks of other
+      real cases; 'key' `[B]`, one per example, equal for any number of devices.
     """
     num_cases = data["mask"].shape[0]
     k_real, k_synthetic, k_examples = jax.random.split(rng, 3)
@@ -70,14 +73,20 @@ def draw_batch(
 
     examples = jax.vmap(lambda i: jax.random.fold_in(k_examples, i))(start + jnp.arange(size))
     pair_keys, mask_keys, keys = jax.vmap(lambda k: jax.random.split(k, 3), out_axes=1)(examples)
-    real, synthetic = choose(k_real), choose(k_synthetic)
-    image, mask = jax.vmap(
-        lambda i, m, k: augment.augment_pair(i, m, k, strength=geometry, num_classes=num_classes)
-    )(data["image"][real], data["mask"][real], pair_keys)
-    synthetic_mask = jax.vmap(
-        lambda m, k: augment.augment_mask(m, k, strength=mask_geometry, num_classes=num_classes)
-    )(data["mask"][synthetic], mask_keys)
-    return {"image": image, "mask": mask, "synthetic_mask": synthetic_mask, "key": keys}
+    real = choose(k_real)
+    image, mask = data["image"][real], data["mask"][real]
+    if geometry is not None:
+        image, mask = jax.vmap(
+            lambda i, m, k: augment.augment_pair(
+                i, m, k, strength=geometry, num_classes=num_classes
+            )
+        )(image, mask, pair_keys)
+    batch = {"image": image, "mask": mask, "key": keys}
+    if num_synthetic:
+        batch["synthetic_mask"] = jax.vmap(
+            lambda m, k: augment.augment_mask(m, k, strength=mask_geometry, num_classes=num_classes)
+        )(data["mask"][choose(k_synthetic)], mask_keys)
+    return batch
 
 
 def draw_outer_batch(

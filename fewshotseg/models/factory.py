@@ -1,36 +1,80 @@
-"""From configuration to networks: explicit dictionaries, one entry per choice."""
+"""From names and fields to networks. A network: one file, and one row in a table here."""
 
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from fewshotseg import errors
-from fewshotseg.models import patchgan as discriminator
-from fewshotseg.models import pix2pix as generator
-from fewshotseg.models import unet
+from fewshotseg.models import layers, patchgan, pix2pix, unet
+from fewshotseg.types import Params, PRNGKey
 
 SEGMENTERS = {"unet": unet.UNet}
-GENERATORS = {"unet": generator.Generator}
-DISCRIMINATORS = {"patchgan": discriminator.Discriminator}
+GENERATORS = {"pix2pix": pix2pix.Generator}
+DISCRIMINATORS = {"patchgan": patchgan.Discriminator}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
 
 
-def _create(
-    kind: str, choices: Mapping[str, type], config: Mapping[str, Any], **fixed
+class Network(NamedTuple):
+    """A network as pure functions.
+
+    Attributes:
+      init: `key -> params`.
+      apply: `(params, *inputs) -> outputs`.
+      module: what it was made of.
+    """
+
+    init: Callable[[PRNGKey], Params]
+    apply: Callable
+    module: nn.Module
+
+
+def network(module: nn.Module, *inputs) -> Network:
+    """A Linen module as a `Network`, with its own initialisers.
+
+    Args:
+      module: without mutable collections.
+      *inputs: `jax.ShapeDtypeStruct`s or arrays like those it will be called with.
+    """
+
+    @jax.jit
+    def init(key):
+        examples = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), inputs)
+        return layers.init_params(module, key, *examples)
+
+    return Network(init, lambda params, *args: module.apply({"params": params}, *args), module)
+
+
+def create_module(
+    kind: str, table: Mapping[str, type], name: str, fields: Mapping[str, Any], **fixed
 ) -> nn.Module:
-    fields = dict(config)
-    name = fields.pop("name")
-    if name not in choices:
-        raise errors.InputError(f"{kind}.name is {name!r}: use one of {sorted(choices)}.")
+    """The module in row `name` of a table, with `fields` as its attributes.
+
+    Args:
+      kind: 'segmenter', 'generator' or 'discriminator', for messages.
+      table: of this module.
+      name: of the row.
+      fields: attributes; `dtype` as a string.
+      **fixed: further attributes, which the data decide.
+
+    Raises:
+      InputError: no such row, or no such attribute.
+    """
+    if name not in table:
+        raise errors.InputError(f"{kind}.name is {name!r}: use one of {', '.join(table)}.")
+    fields = dict(fields)
     dtype = fields.pop("dtype", "float32")
     if dtype not in DTYPES:
-        raise errors.InputError(f"{kind}.dtype is {dtype!r}: use one of {sorted(DTYPES)}.")
+        raise errors.InputError(
+            f"{kind}.{name}.dtype is {dtype!r}: use one of {', '.join(DTYPES)}."
+        )
     try:
-        return choices[name](**fields, **fixed, dtype=DTYPES[dtype])
+        return table[name](**fields, **fixed, dtype=DTYPES[dtype])
     except TypeError as error:
-        raise errors.InputError(f"{kind}={name}: {error}.") from error
+        raise errors.InputError(f"{kind}.{name}: {error}.") from error
 
 
 def num_outputs(num_classes: int) -> int:
@@ -38,16 +82,48 @@ def num_outputs(num_classes: int) -> int:
     return 1 if num_classes == 2 else num_classes
 
 
-def create_segmenter(config: Mapping[str, Any], num_outputs: int) -> nn.Module:
-    """Segmenter of `config.name`; the other fields of `config` are its attributes."""
-    return _create("segmenter", SEGMENTERS, config, num_outputs=num_outputs)
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What the data and the search decide about every network.
+
+    Attributes:
+      num_classes: background included.
+      image_size: one size per spatial dimension.
+      channels: of the images.
+      searched: sides of the generator with searchable cells, of 'encoder' and 'decoder'.
+    """
+
+    num_classes: int
+    image_size: tuple[int, ...]
+    channels: int
+    searched: tuple[str, ...] = ()
+
+    def array(self, channels: int) -> jax.ShapeDtypeStruct:
+        """One example of this size, `[1, *image_size, channels]`."""
+        return jax.ShapeDtypeStruct((1, *self.image_size, channels), jnp.float32)
 
 
-def create_generator(config: Mapping[str, Any], num_channels: int) -> nn.Module:
-    """Generator of `config.name` for images with `num_channels` channels."""
-    return _create("generator", GENERATORS, config, num_channels=num_channels)
+def create_segmenter(name: str, fields: Mapping[str, Any], spec: Spec) -> Network:
+    """Segmenter: `apply(params, images [B, *spatial, C], keys [B] or None) -> logits [B, *spatial, K]`."""
+    outputs = num_outputs(spec.num_classes)
+    module = create_module("segmenter", SEGMENTERS, name, fields, num_outputs=outputs)
+    return network(module, spec.array(spec.channels), None)
 
 
-def create_discriminator(config: Mapping[str, Any]) -> nn.Module:
-    """Discriminator of `config.name`."""
-    return _create("discriminator", DISCRIMINATORS, config)
+def create_generator(name: str, fields: Mapping[str, Any], spec: Spec) -> Network:
+    """Generator: `apply(params, one_hot_masks, mixing, keys [B] or None) -> images [B, *spatial, C]`.
+
+    `fields['num_levels']` is lowered to what the image size allows.
+    """
+    num_levels = pix2pix.max_levels(min(spec.image_size), fields["num_levels"])
+    fields = {**fields, "num_levels": num_levels}
+    module = create_module("generator", GENERATORS, name, fields, num_channels=spec.channels)
+    mixing = jax.ShapeDtypeStruct(module.mixing_shape, jnp.float32)
+    mixing = dict.fromkeys(spec.searched, mixing)
+    return network(module, spec.array(spec.num_classes - 1), mixing, None)
+
+
+def create_discriminator(name: str, fields: Mapping[str, Any], spec: Spec) -> Network:
+    """Discriminator: `apply(params, one_hot_masks, images) -> logits [B, *patches, 1]`."""
+    module = create_module("discriminator", DISCRIMINATORS, name, fields)
+    return network(module, spec.array(spec.num_classes - 1), spec.array(spec.channels))

@@ -9,42 +9,68 @@ rewriting of one, and its test compares the two.
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
-KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_in", "normal")  # He et al., 2015
+
+@flax.struct.dataclass
+class HeNormal(nn.meta.AxisMetadata):
+    """A kernel drawn by `kernel_init`, marked so that `init_params` can draw it with all others."""
+
+    value: Any
+
+    def unbox(self):
+        return self.value
+
+    def replace_boxed(self, value):
+        return self.replace(value=value)
+
+    def add_axis(self, index, params):
+        return self
+
+    def remove_axis(self, index, params):
+        return self
+
+
+def kernel_init(key, shape, dtype=jnp.float32) -> HeNormal:
+    """He-normal (He et al., 2015) for kernels `[*k, C, C_out]`."""
+    normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+    return HeNormal(normal(key, shape, dtype))
 
 
 def init_params(module: nn.Module, key: jax.Array, *inputs) -> dict:
-    """Parameters of a module built from the layers of this package, as `module.init` would draw.
+    """Parameters of a module, each by its own initialiser; call it inside `jax.jit`.
 
-    All normal numbers are drawn at once: compiling one draw for each of a network's weights takes
-    XLA half a minute on a CPU. Kernels (`kernel*`) are He-normal, scales 1, biases 0.
+    Only that the kernels of this package's layers are drawn all at once: compiling one draw for each of a
+    network's kernels takes XLA half a minute on a CPU. (Their own draws are then dead code.)
 
     Args:
-      module: whose parameters are named so.
-      key: another one gives other kernels.
-      *inputs: arrays of the shapes the module is called with; values do not matter.
+      module: of this package or any other.
+      key: another one gives other parameters.
+      *inputs: what the module is called with; only shapes and types matter.
 
     Returns:
-      The 'params' collection, float32.
+      The 'params' collection.
     """
-    shapes = jax.eval_shape(module.init, key, *inputs)["params"]
-    leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
-    kernels = [path[-1].key.startswith("kernel") for path, _ in leaves]
-    total = sum(leaf.size for (_, leaf), k in zip(leaves, kernels, strict=True) if k)
-    numbers = jax.random.normal(key, (total,))
-    params, start = [], 0
-    for (path, leaf), is_kernel in zip(leaves, kernels, strict=True):
-        if is_kernel:
-            part = jax.lax.dynamic_slice_in_dim(numbers, start, leaf.size).reshape(leaf.shape)
-            params.append(part * (2.0 / math.prod(leaf.shape[:-1])) ** 0.5)
-            start += leaf.size
-        else:
-            params.append(jnp.full(leaf.shape, 1.0 if path[-1].key == "scale" else 0.0))
-    return jax.tree_util.tree_unflatten(structure, params)
+    params = module.init(key, *inputs)["params"]
+
+    def is_kernel(leaf):
+        return isinstance(leaf, HeNormal)
+
+    leaves, structure = jax.tree.flatten(params, is_leaf=is_kernel)
+    total = sum(leaf.value.size for leaf in leaves if is_kernel(leaf))
+    numbers, start = jax.random.normal(key, (total,)), 0
+    for i, leaf in enumerate(leaves):
+        if is_kernel(leaf):
+            shape, size = leaf.value.shape, leaf.value.size
+            part = jax.lax.dynamic_slice_in_dim(numbers, start, size).reshape(shape)
+            leaves[i] = part * (2.0 / math.prod(shape[:-1])) ** 0.5
+            start += size
+    return nn.meta.unbox(jax.tree.unflatten(structure, leaves))
 
 
 def conv(
@@ -204,7 +230,7 @@ class Conv(nn.Module):
     def __call__(self, x):
         rank = x.ndim - 2
         shape = (*(self.kernel_size,) * rank, x.shape[-1], self.features)
-        y = conv(x, self.param("kernel", KERNEL_INIT, shape), self.stride, self.padding)
+        y = conv(x, self.param("kernel", kernel_init, shape), self.stride, self.padding)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y = y + bias.astype(y.dtype)
@@ -220,7 +246,7 @@ class ConvTranspose2x(nn.Module):
     @nn.compact
     def __call__(self, x):
         shape = (*(self.kernel_size,) * (x.ndim - 2), x.shape[-1], self.features)
-        y = conv_transpose_2x(x, self.param("kernel", KERNEL_INIT, shape))
+        y = conv_transpose_2x(x, self.param("kernel", kernel_init, shape))
         return y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(y.dtype)
 
 

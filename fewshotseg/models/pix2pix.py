@@ -33,14 +33,19 @@ class Generator(nn.Module):
     dropout_rate: float = 0.5
     dtype: jnp.dtype = jnp.float32
 
+    @property
+    def mixing_shape(self) -> tuple[int, int]:
+        """Shape of the mixing weights of one side: levels, candidates."""
+        return self.num_levels, len(search_space.KERNEL_SIZES)
+
     @nn.compact
-    def __call__(self, masks: jax.Array, architecture: dict, keys: jax.Array | None) -> jax.Array:
+    def __call__(self, masks: jax.Array, mixing: dict, keys: jax.Array | None) -> jax.Array:
         """Draws one image per mask.
 
         Args:
           masks: `[B, *spatial, K]` one-hot foreground masks in [0, 1].
-          architecture: logits `[num_levels, 3]` under 'encoder' and/or 'decoder'; a side that is
-            missing is not searched and uses kernel size 4.
+          mixing: weights `[num_levels, 3]` of the candidates, rows of sum 1, under 'encoder' and/or
+            'decoder'; a side that is missing is not searched and uses kernel size 4.
           keys: `[B]` keys for dropout; None switches it off.
 
         Returns:
@@ -50,7 +55,6 @@ class Generator(nn.Module):
         multiple = 2**self.num_levels
         padded = [-(-n // multiple) * multiple for n in spatial]
         x = layers.pad_to(2.0 * masks.astype(self.dtype) - 1.0, padded)
-        mixing = search_space.mixing_weights(architecture)
         encoder, decoder = mixing.get("encoder"), mixing.get("decoder")
         features = [min(self.width * 2**i, self.max_width) for i in range(self.num_levels)]
         innermost = self.num_levels - 1

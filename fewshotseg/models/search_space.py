@@ -1,11 +1,11 @@
 """The searchable cell of the generator: three convolutions, mixed by architecture weights.
 
-A cell maps `x` to `sum_i softmax(alpha)_i conv_i(x)` with candidates of kernel size 4, 6, 8, stride
-2 and padding 1, 2, 3 (GenSeg, Zhang et al., Nature Communications 2025; the relaxation is that of
-DARTS, Liu et al., 2019). The candidates are linear and centred on the same pixels, so the sum is
-itself one convolution whose kernel is the weighted sum of the zero-padded candidate kernels. That is
-how it is computed: exact, differentiable in alpha, and a third of the activations. The same holds
-for the transposed convolutions of the decoder.
+A cell maps `x` to `sum_i w_i conv_i(x)` with candidates of kernel size 4, 6, 8, stride 2 and padding 1,
+2, 3, and w the softmax of the architecture weights (GenSeg, Zhang et al., Nature Communications 2025;
+the relaxation is that of DARTS, Liu et al., 2019). The candidates are linear and centred on the same
+pixels, so the sum is itself one convolution whose kernel is the weighted sum of the zero-padded candidate
+kernels. That is how it is computed: exact, differentiable in w, and a third of the activations. The same
+holds for the transposed convolutions of the decoder.
 """
 
 import flax.linen as nn
@@ -34,26 +34,13 @@ def merge_kernels(kernels: list[jax.Array], weights: jax.Array) -> jax.Array:
     return sum(w * padded(k) for w, k in zip(weights, kernels, strict=True))
 
 
-def init_architecture(key: jax.Array, num_levels: int, sides: tuple[str, ...]) -> dict:
-    """Architecture weights (logits of the softmax), `[num_levels, 3]` per side, 1e-3 * N(0, 1)."""
-    keys = jax.random.split(key, len(sides)) if sides else ()
-    shape = (num_levels, len(KERNEL_SIZES))
-    return {s: 1e-3 * jax.random.normal(k, shape) for s, k in zip(sides, keys, strict=True)}
+def discretize(mixing: dict) -> dict:
+    """Keeps the strongest candidate of every cell: weights `[num_levels, 3]` that are exactly one-hot."""
 
+    def one_hot(weights):
+        return jax.nn.one_hot(weights.argmax(-1), weights.shape[-1], dtype=weights.dtype)
 
-def mixing_weights(architecture: dict) -> dict:
-    """Softmax over the candidates: per side `[num_levels, 3]`, rows sum to 1."""
-    return {side: jax.nn.softmax(alpha, axis=-1) for side, alpha in architecture.items()}
-
-
-def discretize(architecture: dict) -> dict:
-    """Keeps the strongest candidate of every cell: logits whose softmax is exactly one-hot."""
-
-    def one_hot(alpha):
-        best = jax.nn.one_hot(alpha.argmax(-1), alpha.shape[-1], dtype=alpha.dtype)
-        return jnp.where(best == 1, 0.0, -jnp.inf).astype(alpha.dtype)
-
-    return {side: one_hot(alpha) for side, alpha in architecture.items()}
+    return jax.tree.map(one_hot, mixing)
 
 
 class Cell(nn.Module):
@@ -77,7 +64,7 @@ class Cell(nn.Module):
         sizes = KERNEL_SIZES if weights is not None else KERNEL_SIZES[:1]
         kernels = [
             self.param(
-                f"kernel_{k}", layers.KERNEL_INIT, (*(k,) * rank, x.shape[-1], self.features)
+                f"kernel_{k}", layers.kernel_init, (*(k,) * rank, x.shape[-1], self.features)
             )
             for k in sizes
         ]

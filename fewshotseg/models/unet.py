@@ -32,8 +32,12 @@ class UNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Logits `[B, *spatial, K]` of images `[B, *spatial, C]` in [-1, 1], any spatial size."""
+    def __call__(self, images: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+        """Logits `[B, *spatial, K]` of images `[B, *spatial, C]` in [-1, 1], any spatial size.
+
+        `keys` `[B]` are for networks with dropout; this one has none.
+        """
+        del keys
         x = images.astype(self.dtype)
         skips = []
         for level in range(self.num_levels):

@@ -35,12 +35,12 @@ def load_predictor(folder: str | pathlib.Path) -> Predictor:
     root = folder.parent if (folder / "checkpoints").is_dir() else folder
     config = ConfigDict(run_files.read_config(root))
     folders = _trained_folders(root) if root == folder else [folder]
-    models = [(checkpoint.load_best(f / "checkpoints")[0], f.name) for f in folders]
+    models = [(checkpoint.load_model(f / "checkpoints")[0], f.name) for f in folders]
     best, method = max(models, key=lambda model: float(model[0]["dice"]))
     class_names = tuple(run_files.read_class_names(root))
     segment = create_segment(config, len(class_names) + 1)
     return Predictor(
-        predict_probabilities=functools.partial(segment, best["segmenter"]),
+        predict_probabilities=functools.partial(segment, best["players"]["segmenter"]),
         image_size=config.data.image_size,
         channels=config.data.channels,
         class_names=class_names,
@@ -54,20 +54,23 @@ def load_predictor(folder: str | pathlib.Path) -> Predictor:
 
 def create_segment(config, num_classes: int) -> Callable[[Any, np.ndarray], np.ndarray]:
     """`(params, images) -> probabilities` of the segmenter of a configuration, compiled."""
-    module = factory.create_segmenter(dict(config.segmenter), factory.num_outputs(num_classes))
-    return compile_segmenter(lambda p, x: module.apply({"params": p}, x))
+    size, name = config.data.image_size, config.segmenter.name
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    spec = factory.Spec(num_classes, size, config.data.channels)
+    fields = config.segmenter[name].to_dict()
+    return compile_segmenter(factory.create_segmenter(name, fields, spec).apply)
 
 
 def compile_segmenter(apply: Callable) -> Callable[[Any, np.ndarray], np.ndarray]:
     """`(params, images [B, S, S, C] in [-1, 1]) -> probabilities [B, S, S, K]`, compiled.
 
     Args:
-      apply: `(params, images) -> logits [B, S, S, K]`.
+      apply: `(params, images, keys) -> logits [B, S, S, K]`, called without keys.
     """
 
     @jax.jit
     def probabilities(params, images):
-        logits = apply(params, images)
+        logits = apply(params, images, None)
         return jax.nn.sigmoid(logits) if logits.shape[-1] == 1 else jax.nn.softmax(logits)
 
     return lambda params, images: np.asarray(probabilities(params, images))
@@ -83,7 +86,7 @@ def evaluate_model(config, data: Data, folder: pathlib.Path, best) -> None:
             bar.update(done - bar.n)
 
         evaluate.evaluate(
-            functools.partial(segment, best["segmenter"]),
+            functools.partial(segment, best["players"]["segmenter"]),
             source,
             ids,
             folder / "evaluation" / name,
@@ -122,7 +125,7 @@ def evaluate_run(config, workdir: str | pathlib.Path) -> None:
     folders = _trained_folders(workdir)
     data = cases.create_data(config)
     for folder in folders:
-        best, _ = checkpoint.load_best(folder / "checkpoints")
+        best, _ = checkpoint.load_model(folder / "checkpoints")
         evaluate_model(config, data, folder, best)
 
 

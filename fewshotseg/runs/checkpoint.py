@@ -1,7 +1,7 @@
-"""Checkpoints: atomic, with the best model so far inside, restored bit for bit.
+"""Checkpoints: atomic, with the model that predicts inside, restored bit for bit.
 
-One checkpoint holds three items: `state` (everything training needs), `best` (the weights that
-predict, chosen on the validation cases) and `progress` (numbers beside the state). Orbax writes to a
+One checkpoint holds three items: `state` (everything training needs), `model` (the weights
+that predict) and `progress` (numbers beside the state). Orbax writes to a
 temporary name and renames, so a killed run leaves either the old or the new checkpoint, never half
 of one. Arrays are stored without their placement: any number of devices can restore them.
 """
@@ -67,13 +67,13 @@ class Checkpoints:
         """Steps of the complete checkpoints, in order."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: Any, best: Any, progress: dict) -> None:
+    def save(self, step: int, state: Any, model: Any, progress: dict) -> None:
         """Writes a checkpoint (process 0 does), or keeps the last one and says so.
 
         Args:
           step: number of steps done.
           state: pytree of arrays.
-          best: pytree of arrays, the model to predict with.
+          model: pytree of arrays, the model to predict with.
           progress: JSON values.
 
         Raises:
@@ -83,7 +83,7 @@ class Checkpoints:
             return
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(jax.device_get(state)),
-            best=ocp.args.StandardSave(jax.device_get(best)),
+            model=ocp.args.StandardSave(jax.device_get(model)),
             progress=ocp.args.JsonSave(progress),
         )
         try:
@@ -100,7 +100,7 @@ class Checkpoints:
             ) from error
 
     def restore(self, state: Any, step: int | None = None) -> tuple[Any, Any, dict]:
-        """A checkpoint as `(state, best, progress)`.
+        """A checkpoint as `(state, model, progress)`.
 
         Args:
           state: a pytree of the structure, shapes and types to restore.
@@ -113,7 +113,7 @@ class Checkpoints:
         abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), state)
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract),
-            best=ocp.args.StandardRestore(),
+            model=ocp.args.StandardRestore(),
             progress=ocp.args.JsonRestore(),
         )
         try:
@@ -123,7 +123,7 @@ class Checkpoints:
                 f"the checkpoint in {self._directory} does not fit this configuration: use another "
                 f"--workdir, or delete it ({str(error).splitlines()[0]})."
             ) from error
-        return restored.state, restored.best, restored.progress
+        return restored.state, restored.model, restored.progress
 
     def close(self) -> None:
         if self._manager:
@@ -135,7 +135,7 @@ def has_checkpoint(directory: pathlib.Path) -> bool:
     return directory.is_dir() and bool(ocp.utils.checkpoint_steps(directory.absolute()))
 
 
-def load_best(directory: pathlib.Path) -> tuple[Any, dict]:
+def load_model(directory: pathlib.Path) -> tuple[Any, dict]:
     """Weights to predict with, and the progress beside them, from a stage's checkpoints.
 
     Raises:
@@ -150,9 +150,11 @@ def load_best(directory: pathlib.Path) -> tuple[Any, dict]:
         step = manager.latest_step()
         if step is None:
             raise errors.InputError(f"there is no complete checkpoint in {directory}: train first.")
-        items = ocp.args.Composite(best=ocp.args.StandardRestore(), progress=ocp.args.JsonRestore())
+        items = ocp.args.Composite(
+            model=ocp.args.StandardRestore(), progress=ocp.args.JsonRestore()
+        )
         restored = manager.restore(step, args=items)
-    return restored.best, restored.progress
+    return restored.model, restored.progress
 
 
 def check_writable(directory: pathlib.Path) -> None:

@@ -1,11 +1,13 @@
 """What a run tells while it runs: JSON lines always, TensorBoard if installed, a progress bar."""
 
+import contextlib
 import json
 import math
 import os
 import pathlib
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -100,3 +102,17 @@ def progress_bar(
         file=sys.stderr,
         disable=not shown,
     )
+
+
+@contextlib.contextmanager
+def compiling(bar: tqdm.tqdm, what: str) -> Iterator[None]:
+    """Says that something compiles, and leaves the time it takes out of the bar's rate."""
+    name, started = bar.desc, time.perf_counter()
+    bar.set_description(f"{name}compiling the {what} (up to 3 minutes, kept for next time)")
+    bar.refresh()
+    try:
+        yield
+    finally:
+        bar.start_t += time.perf_counter() - started
+        bar.last_print_t = bar.start_t + (bar.last_print_t - bar.start_t)
+        bar.set_description_str(name)

@@ -1,170 +1,202 @@
-"""From a configuration to the objects of one experiment. Below this file, nothing sees a config."""
+"""From a configuration to the objects of one experiment, once. Below this file, nothing sees a config."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import optax
 
-from fewshotseg.data import augment
-from fewshotseg.data import batches as input_pipeline
-from fewshotseg.genseg import levels as genseg
-from fewshotseg.genseg import state as state_lib
-from fewshotseg.models import factory as model_factory
-from fewshotseg.models import layers, search_space
-from fewshotseg.models import pix2pix as generator_lib
-from fewshotseg.training import devices as parallel
-from fewshotseg.training import estimators, optimizers
-
-STAGES = {"pretrain": 0, "train": 1, "init": 2}  # folded into the seed; never renumber
+from fewshotseg.data import augment, batches, cases
+from fewshotseg.genseg import gan, levels, outer_variables, segmenter
+from fewshotseg.methods import METHODS, Method
+from fewshotseg.models import factory
+from fewshotseg.training import devices, estimators, optimizers, stages
 
 
-def create_networks(config, num_classes: int) -> dict[str, Any]:
-    """Generator, discriminator and segmenter modules."""
-    fields = dict(config.generator)
-    fields["num_levels"] = generator_lib.max_levels(config.data.image_size, fields["num_levels"])
-    return {
-        "generator": model_factory.create_generator(fields, config.data.channels),
-        "discriminator": model_factory.create_discriminator(dict(config.discriminator)),
-        "segmenter": model_factory.create_segmenter(
-            dict(config.segmenter), model_factory.num_outputs(num_classes)
-        ),
-    }
+class FamilyRow(NamedTuple):
+    """A generator family: how it is made, and the networks it is made of, by the names of its players."""
+
+    create: Callable
+    networks: Mapping[str, Callable]
 
 
-def _optimizer(config, num_steps, factor=1.0):
+FAMILIES = {
+    "gan": FamilyRow(
+        gan.family,
+        {"generator": factory.create_generator, "discriminator": factory.create_discriminator},
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """Intervals and choices of the loop, in steps.
+
+    Attributes:
+      select: 'last' or 'best': which average of the weights is the model, that of the last step or that
+        with the highest Dice on the validation cases.
+    """
+
+    log_every: int
+    eval_every: int
+    sample_every: int
+    checkpoint_every: int
+    select: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How trained models are measured.
+
+    Attributes:
+      threshold: of the foreground probability, one class.
+      batch_size: images at once.
+    """
+
+    threshold: float
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """All objects of one experiment.
+
+    Attributes:
+      name: of the experiment, for people.
+      seed: of everything.
+      methods: in the order of the configuration.
+      data: the cases.
+      spec: what the data decide about the networks.
+      pretraining: makes the stage of the generator alone.
+      training: method -> its stage, made when called.
+      loop: intervals of the loop.
+      evaluation: how models are measured.
+    """
+
+    name: str
+    seed: int
+    methods: tuple[str, ...]
+    data: cases.Data
+    spec: factory.Spec
+    pretraining: Callable[[], stages.Stage]
+    training: Callable[[str], stages.Stage]
+    loop: Loop
+    evaluation: Evaluation
+
+
+def image_size(config) -> tuple[int, ...]:
+    """Sizes of what the networks see, `(H, W)`; one number stands for a square."""
+    size = config.data.image_size
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def create_spec(config, num_classes: int) -> factory.Spec:
+    """What data and search decide about the networks."""
+    searched = tuple(side for side in ("encoder", "decoder") if config.search[side])
+    return factory.Spec(num_classes, image_size(config), config.data.channels, searched)
+
+
+def _block(config) -> tuple[str, dict[str, Any]]:
+    """The name in a configuration block, and the fields of the block of that name."""
+    return config.name, config[config.name].to_dict() if config.name in config else {}
+
+
+def create_networks(config, spec: factory.Spec) -> dict[str, factory.Network]:
+    """The segmenter, and the networks of the generator's family."""
+    makers = {"segmenter": factory.create_segmenter, **FAMILIES[config.family.name].networks}
+    return {name: make(*_block(config[name]), spec) for name, make in makers.items()}
+
+
+def _optimizer(config, num_steps: int, factor: float = 1.0, **options):
     fields = config.to_dict()
-    rate = fields.pop("learning_rate") * factor
-    return optimizers.create_optimizer(fields.pop("name"), rate, num_steps, **fields)
+    rate = factor * fields.pop("learning_rate")
+    return optimizers.create_optimizer(fields.pop("name"), rate, num_steps, **fields, **options)
 
 
-def create_method(config, networks: Mapping[str, Any], num_classes: int, method: str, stage: str):
-    """`genseg.Method` for one stage of one method, and its outer optimiser."""
-    pretraining = stage == "pretrain"
-    num_steps = config[stage].num_steps
-    gan_optimizer = _optimizer(
-        config.gan_optim, num_steps, 1.0 if pretraining else config.gan_finetune_factor
+def outer_loop(config) -> stages.OuterLoop:
+    """When theta moves."""
+    outer = config.outer
+    return stages.OuterLoop(
+        outer.num_inner_steps, outer.every, outer.start, outer.through_generator_training
     )
-    gradient = estimators.create_gradient(
-        config.outer.gradient, outer_fields(config, config.outer.gradient)
-    )
-    intensity = augment.Intensity(**config.augment.intensity.to_dict())
-    bundle = genseg.Method(
-        generate=lambda p, a, m, keys: networks["generator"].apply({"params": p}, m, a, keys),
-        discriminate=lambda p, m, x: networks["discriminator"].apply({"params": p}, m, x),
-        segment=lambda p, x: networks["segmenter"].apply({"params": p}, x),
-        jitter=functools.partial(augment.jitter, strength=intensity),
-        generator_optimizer=gan_optimizer,
-        discriminator_optimizer=gan_optimizer,
-        segmenter_optimizer=_optimizer(config.optim, num_steps),
-        num_classes=num_classes,
-        overlap=config.loss.overlap,
-        adversarial=config.loss.adversarial,
-        l1_weight=config.loss.l1_weight,
-        synthetic_weight=0.0 if method == "real_only" else config.loss.synthetic_weight,
-        ema_decay=config.train.ema_decay,
-        gradient=gradient,
-        axis_name=parallel.AXIS_NAME,
-    )
-    return bundle, _optimizer(config.outer_optim, num_steps)
 
 
 def outer_fields(config, name: str) -> dict[str, Any]:
     """The fields of an estimator or a gradient, from its block of `config.outer`; {} if it has none."""
-    return dict(config.outer[name]) if name in config.outer else {}
+    return config.outer[name].to_dict() if name in config.outer else {}
 
 
-def create_estimator(
+def create_parts(
     config,
-    method: genseg.Method,
-    step: Callable | None = None,
-    axis_name: str | None = parallel.AXIS_NAME,
-    compile: Callable = parallel.compile_step,
-) -> Callable:
-    """The estimator `config.outer.estimator`, compiled for all devices by default."""
-    through = config.outer.through_generator_training
-    return estimators.create_estimator(
-        config.outer.estimator,
-        outer_fields(config, config.outer.estimator),
-        functools.partial(genseg.inner_step, method=method, through_generator=through),
-        functools.partial(genseg.outer_loss, method=method),
-        genseg.stationarity(method=method, through_generator=through),
-        loop=config.outer.loop,
-        axis_name=axis_name,
-        compile=compile,
-        step=step,
+    spec: factory.Spec,
+    method: Method,
+    stage: str,
+    axis_name: str | None = devices.AXIS_NAME,
+) -> stages.Parts:
+    """Players, outer variables and optimisers of one stage of one method."""
+    networks = create_networks(config, spec)
+    moving = tuple(config.outer.variables) if method.moves_theta and stage == "train" else ()
+    settings = {"synthetic_weight": config.loss.synthetic_weight}
+    shape = getattr(networks["generator"].module, "mixing_shape", None)
+    settings["architecture"] = {side: shape for side in spec.searched if shape}
+    theta, use = outer_variables.create(settings, moving, stages.step_key(config.seed, "init", 0))
+
+    gan_optimizer = _optimizer(config.gan_optim, config.pretrain.num_steps)
+    if stage == "train":  # its own schedule, from where pre-training ended
+        gan_optimizer = _optimizer(
+            config.gan_optim,
+            config.train.num_steps,
+            factor=config.gan_finetune_factor,
+            start=config.pretrain.num_steps,
+            differentiable=bool(moving),
+        )
+    name, fields = _block(config.family)
+    row = FAMILIES[name]
+    family = row.create(
+        {player: networks[player].apply for player in row.networks},
+        gan_optimizer,
+        use,
+        num_classes=spec.num_classes,
+        **fields,
     )
-
-
-def _keys(config, stage):
-    return jax.random.fold_in(jax.random.key(config.seed), STAGES[stage])
-
-
-def step_key(config, stage: str, step: int) -> jax.Array:
-    """The key of a step: seed, stage and step fold into it, and nothing else."""
-    return jax.random.fold_in(_keys(config, stage), step)
-
-
-def init_theta(config, num_levels: int) -> dict[str, Any]:
-    """Outer variables at their start."""
-    sides = tuple(side for side in ("encoder", "decoder") if config.search[side])
-    key = jax.random.fold_in(_keys(config, "init"), 0)
-    theta = {"architecture": search_space.init_architecture(key, num_levels, sides)}
-    if "synthetic_weight" in config.outer.variables:
-        theta["synthetic_weight"] = jnp.float32(0.0)
-    return theta
-
-
-def init_gan(config, networks, method: genseg.Method) -> state_lib.GanState:
-    """Untrained generator and discriminator."""
-    size, channels = config.data.image_size, config.data.channels
-    theta = init_theta(config, networks["generator"].num_levels)
-    mask = jnp.zeros((1, size, size, method.num_classes - 1))
-    image = jnp.zeros((1, size, size, channels))
-    keys = jax.random.split(jax.random.fold_in(_keys(config, "init"), 1))
-
-    @jax.jit
-    def init(key_g, key_d):
-        architecture = theta["architecture"]
-        generator = layers.init_params(networks["generator"], key_g, mask, architecture, None)
-        discriminator = layers.init_params(networks["discriminator"], key_d, mask, image)
-        optimizers_ = method.generator_optimizer, method.discriminator_optimizer
-        return state_lib.init_gan(generator, discriminator, *optimizers_)
-
-    return init(*keys)
-
-
-def init_segmenter(config, networks, method: genseg.Method) -> state_lib.SegmenterState:
-    """Untrained segmenter; the same for every method of one seed."""
-    image = jnp.zeros((1, config.data.image_size, config.data.image_size, config.data.channels))
-
-    @jax.jit
-    def init(key):
-        params = layers.init_params(networks["segmenter"], key, image)
-        return state_lib.init_segmenter(params, method.segmenter_optimizer)
-
-    return init(jax.random.fold_in(_keys(config, "init"), 2))
-
-
-def init_state(
-    gan: state_lib.GanState | None,
-    segmenter: state_lib.SegmenterState | None,
-    theta: dict[str, Any],
-    outer_optimizer: optax.GradientTransformation,
-) -> state_lib.GenSegState:
-    """Puts the pieces together at step 0."""
-    inner = state_lib.InnerState(gan, segmenter)
-    return state_lib.GenSegState(inner, theta, outer_optimizer.init(theta), jnp.int32(0))
+    intensity = augment.Intensity(**config.augment.intensity.to_dict())
+    jitter = functools.partial(augment.jitter, strength=intensity)
+    segment = networks["segmenter"].apply
+    player = segmenter.player(
+        segment,
+        jitter if method.augments else lambda images, keys: images,
+        _optimizer(config.optim, config.train.num_steps, differentiable=bool(moving)),
+        draw=family.draw if method.draws else None,
+        use=use,
+        num_classes=spec.num_classes,
+        overlap=config.loss.overlap,
+        average_decay=config.train.ema_decay,
+    )
+    gradient = estimators.create_gradient(
+        config.outer.gradient, outer_fields(config, config.outer.gradient)
+    )
+    num_outer_steps = outer_loop(config).num_outer_steps(config.train.num_steps)
+    loss = segmenter.validation_loss(segment, overlap=config.loss.overlap, axis_name=axis_name)
+    return stages.Parts(
+        family=family,
+        networks=networks,
+        theta=theta,
+        use=use,
+        players={**family.players, "segmenter": player},
+        terms=((1.0, loss),),
+        options={"gradient": gradient, "axis_name": axis_name},
+        outer_optimizer=_optimizer(config.outer_optim, num_outer_steps),
+    )
 
 
 def create_draws(
     config,
     num_classes: int,
+    method: Method,
     batch_size: int,
-    axis_name: str | None = parallel.AXIS_NAME,
-    compile: Callable = parallel.compile_draw,
+    axis_name: str | None = devices.AXIS_NAME,
+    compile: Callable = devices.compile_draw,
 ):
     """`draw(data, keys [K])` and `draw_outer(data, key)`, compiled for all devices by default."""
 
@@ -172,18 +204,101 @@ def create_draws(
         return augment.Geometry(**{**fields.to_dict(), "flip_axes": tuple(fields.flip_axes)})
 
     draw_one = functools.partial(
-        input_pipeline.draw_batch,
-        batch_size=batch_size,
-        geometry=geometry(config.augment.real),
+        batches.draw_batch,
+        batch_size=method.real_batches * batch_size,
+        num_synthetic=batch_size if method.draws else 0,
+        geometry=geometry(config.augment.real) if method.augments else None,
         mask_geometry=geometry(config.augment.mask),
         num_classes=num_classes,
         axis_name=axis_name,
     )
     draw_outer = functools.partial(
-        input_pipeline.draw_outer_batch, batch_size=config.outer.batch_size, axis_name=axis_name
+        batches.draw_outer_batch, batch_size=config.outer.batch_size, axis_name=axis_name
     )
 
     def draw(data, keys):
         return jax.lax.map(lambda key: draw_one(data, key), keys)
 
     return compile(draw), compile(draw_outer)
+
+
+def create_pretraining(config, data: cases.Data, spec: factory.Spec) -> stages.Stage:
+    """See `stages.pretraining`."""
+    real = Method()
+    parts = create_parts(config, spec, real, "pretrain")
+    draw, _ = create_draws(config, spec.num_classes, real, config.pretrain.batch_size)
+    return stages.pretraining(parts, draw, data.train, config.pretrain.num_steps, config.seed)
+
+
+def create_training(config, data: cases.Data, spec: factory.Spec, name: str) -> stages.Stage:
+    """See `stages.training`; `name` is that of the method."""
+    method = METHODS[name]
+    parts = create_parts(config, spec, method, "train")
+    return stages.training(
+        name,
+        method,
+        parts,
+        outer_loop(config),
+        create_draws(config, spec.num_classes, method, config.train.batch_size),
+        (data.train, data.validation),
+        functools.partial(create_estimate, config, parts, method),
+        config.train.num_steps,
+        config.seed,
+    )
+
+
+def create_estimate(
+    config,
+    parts: stages.Parts,
+    method: Method,
+    inner_step: Callable,
+    step: Callable | None = None,
+    axis_name: str | None = devices.AXIS_NAME,
+    compile: Callable = devices.compile_step,
+) -> Callable:
+    """The estimator that `config.outer.estimator` names, compiled for all devices by default."""
+    moving = stages.moving_players(parts, method)
+    if not config.outer.through_generator_training:
+        moving = ("segmenter",)
+    return estimators.create_estimator(
+        config.outer.estimator,
+        outer_fields(config, config.outer.estimator),
+        inner_step,
+        functools.partial(levels.outer_loss, terms=parts.terms),
+        levels.stationarity(players=parts.players, moving=moving, **parts.options),
+        loop=config.outer.loop,
+        axis_name=axis_name,
+        compile=compile,
+        step=step,
+    )
+
+
+def build(config) -> Experiment:
+    """Reads a checked configuration, once: data are loaded, nothing is compiled.
+
+    Args:
+      config: as `configs/default.py` describes it, checked by `config_check`.
+
+    Raises:
+      InputError: whatever is wrong with the data.
+    """
+    data = cases.create_data(config)
+    spec = create_spec(config, data.num_classes)
+    create_networks(config, spec)  # a wrong field is refused before anything is trained
+    return Experiment(
+        name=config.name,
+        seed=config.seed,
+        methods=tuple(config.methods),
+        data=data,
+        spec=spec,
+        pretraining=functools.partial(create_pretraining, config, data, spec),
+        training=functools.partial(create_training, config, data, spec),
+        loop=Loop(
+            log_every=config.log_every,
+            eval_every=config.eval_every,
+            sample_every=config.sample_every,
+            checkpoint_every=config.checkpoint_every,
+            select=config.train.select,
+        ),
+        evaluation=Evaluation(config.evaluate.threshold, config.evaluate.batch_size),
+    )

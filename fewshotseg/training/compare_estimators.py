@@ -19,12 +19,14 @@ import numpy as np
 
 from fewshotseg import errors, figures
 from fewshotseg.data import cases
+from fewshotseg.methods import METHODS
 from fewshotseg.results.report import plots
 from fewshotseg.runs import checkpoint, folder, log
-from fewshotseg.training import build, config_check, train
+from fewshotseg.training import build, config_check, stages
 from fewshotseg.training.estimators import ESTIMATORS, parse_choice
 
 REFERENCE = "unrolled"
+METHOD = METHODS["end2end"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,16 +129,17 @@ def compare_estimators(config, workdir: str | pathlib.Path) -> list[Row]:
     _check_trained(config, workdir)
     checkpoint.check_writable(workdir / "hypergradient")
     data = cases.create_data(config)
-    state = _state(config, data, workdir)
+    spec = build.create_spec(config, data.num_classes)
+    state = _state(config, data, spec, workdir)
     step, most = int(state.step), max(config.diagnose.inner_steps)
     check_steps_left(step, most, config.train.num_steps)
     where = f"State: step {step} of {config.train.num_steps}, {folder.device()}"
     print(f"{where}, {workdir}", flush=True)
     draw, draw_outer = build.create_draws(
-        config, data.num_classes, config.train.batch_size, axis_name=None, compile=jax.jit
+        config, data.num_classes, METHOD, config.train.batch_size, axis_name=None, compile=jax.jit
     )
     arrays, unseen = (jax.tree.map(jnp.asarray, dict(x)) for x in (data.train, data.validation))
-    keys = jnp.stack([build.step_key(config, "train", step + k) for k in range(most)])
+    keys = jnp.stack([stages.step_key(config.seed, "train", step + k) for k in range(most)])
     batches, outer_batch = draw(arrays, keys), draw_outer(unseen, keys[0])
     del arrays, unseen
     choices = list(dict.fromkeys((REFERENCE, *config.diagnose.estimators)))
@@ -145,11 +148,11 @@ def compare_estimators(config, workdir: str | pathlib.Path) -> list[Row]:
     bar = log.progress_bar("estimators", total, 0, unit="estimate")
     for num_steps in config.diagnose.inner_steps:
         first = jax.tree.map(lambda x, n=num_steps: x[:n], (batches, keys))
-        problem = state.theta, state.inner, first[0], outer_batch, first[1]
+        problem = state.theta, state.players, first[0], outer_batch, first[1]
         exact = None
         for choice in choices:
             bar.set_postfix_str(f"K={num_steps} {choice}", refresh=True)
-            found, row = _measure(config, data, choice, problem, exact)
+            found, row = _measure(config, spec, choice, problem, exact)
             exact = found if choice == REFERENCE else exact
             rows.append(row)
             bar.update(1)
@@ -190,29 +193,39 @@ def _check_trained(config, workdir):
         )
 
 
-def _state(config, data, workdir):
-    gan = train.Pretraining(config, data, workdir / "generator").run().inner.gan
-    training = train.Training(config, data, workdir / "end2end", "end2end", gan)
-    state = training.initial_state()
+def _state(config, data, spec, workdir):
+    generator = build.create_pretraining(config, data, spec)
+    players = _restore(workdir / "generator", generator.init(None), newest=True).players
+    state = build.create_training(config, data, spec, "end2end").init(players)
     if checkpoint.has_checkpoint(workdir / "end2end" / "checkpoints"):
-        checkpoints = checkpoint.Checkpoints(workdir / "end2end" / "checkpoints")
-        state, _, _ = checkpoints.restore(state, checkpoints.steps()[0])
-        checkpoints.close()
+        state = _restore(workdir / "end2end", state, newest=False)
     return jax.tree.map(jnp.asarray, jax.device_get(state))
 
 
-def _measure(config, data, choice, problem, exact):
+def _restore(stage_folder, state, newest):
+    checkpoints = checkpoint.Checkpoints(stage_folder / "checkpoints")
+    step = checkpoints.steps()[-1 if newest else 0]
+    state, _, _ = checkpoints.restore(state, step)
+    checkpoints.close()
+    return state
+
+
+def _measure(config, spec, choice, problem, exact):
     name, gradient = parse_choice(choice)
     config = config.copy_and_resolve_references()
     config.outer.estimator, config.outer.gradient = name, gradient
     config.outer.num_inner_steps = config.outer.every = problem[-1].shape[0]
     if ESTIMATORS[name].needs_symmetry:
         config.outer.through_generator_training = False
-    networks = build.create_networks(config, data.num_classes)
-    method, _ = build.create_method(config, networks, data.num_classes, "end2end", "train")
     meter = Meter()
-    estimate = build.create_estimator(
-        config, dataclasses.replace(method, axis_name=None), axis_name=None, compile=meter.compile
+    parts = build.create_parts(config, spec, METHOD, "train", axis_name=None)
+    inner_step = stages.create_inner_step(
+        parts,
+        stages.moving_players(parts, METHOD),
+        config.outer.through_generator_training,
+    )
+    estimate = build.create_estimate(
+        config, parts, METHOD, inner_step, axis_name=None, compile=meter.compile
     )
     grads, losses = _draws(config, name, estimate, problem)
     before, meter.metering = live_bytes(), True

@@ -14,9 +14,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fewshotseg import errors
+from fewshotseg.genseg.outer_variables import OUTER_VARIABLES
 from fewshotseg.methods import METHODS
 from fewshotseg.models import factory, unet
-from fewshotseg.training import devices
+from fewshotseg.training import devices, optimizers
+from fewshotseg.training.build import FAMILIES
 from fewshotseg.training.estimators import ESTIMATORS, GRADIENTS, parse_choice
 
 SOURCES = ("phantom", "folder", "tfds")
@@ -78,6 +80,7 @@ BOUNDS: Mapping[str, Bound] = {
     "*.groups": at_least(1),
     "*.dropout_rate": between(0, 1, open_high=True),
     "loss.*_weight": at_least(0),
+    "family.*_weight": at_least(0),
     "augment.*.flip": between(0, 1),
     "augment.*.scale": between(0, 1, open_high=True),
     "augment.*.translate": between(0, 1),
@@ -99,6 +102,7 @@ BOUNDS: Mapping[str, Bound] = {
     "*optim.weight_decay": at_least(0),
     "*optim.momentum": between(0, 1, open_high=True),
     "*optim.b[12]": between(0, 1, open_high=True),
+    "*optim.eps": above(0),
     "gan_finetune_factor": at_least(0),
     "outer.num_inner_steps": at_least(1),
     "outer.every": at_least(1),
@@ -135,14 +139,17 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "segmenter*.pool": tuple(unet.POOLS),
     "*.dtype": tuple(factory.DTYPES),
     "loss.overlap": ("dice", "jaccard"),
-    "loss.adversarial": ("vanilla", "lsgan"),
+    "family.name": tuple(FAMILIES),
+    "family.gan.adversarial": ("vanilla", "lsgan"),
+    "train.select": ("last", "best"),
+    "*optim.second_moment": optimizers.SECOND_MOMENTS,
     "*optim.name": ("sgd", "adam", "adamw", "rmsprop"),
     "*optim.schedule": ("constant", "cosine"),
     "outer.estimator": tuple(ESTIMATORS),
     "outer.gradient": tuple(GRADIENTS),
     "outer.*remat": ("none", "step", "sqrt"),
     "outer.loop": ("auto", "host", "scan"),
-    "outer.variables": ("architecture", "synthetic_weight"),
+    "outer.variables": tuple(OUTER_VARIABLES),
 }
 MAY_BE_EMPTY = ("outer.variables", "augment.*.flip_axes")
 DIVIDED = ("pretrain.batch_size", "train.batch_size", "outer.batch_size")  # over the devices

@@ -77,6 +77,11 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+def process_count() -> int:
+    """How many processes train together."""
+    return jax.process_count()
+
+
 def compile_step(
     function: Callable, batched_args: Sequence[int] = (), batched_results: Sequence[int] = ()
 ) -> Callable:

@@ -1,6 +1,5 @@
 """The three levels: the whole chain of real networks, and what each step does and does not move."""
 
-import dataclasses
 import functools
 
 import jax
@@ -10,7 +9,7 @@ import pytest
 import tiny
 
 from fewshotseg import hypergradient
-from fewshotseg.genseg import levels as genseg
+from fewshotseg.genseg import levels, segmenter
 from fewshotseg.hypergradient import host_loop, inner_gradient
 
 RATES = {"sgd": 0.3, "adam": 1e-2}
@@ -30,20 +29,19 @@ class _Chain:
     def __init__(self, method, problem):
         self.method = method
         self.theta, self.inner, self.batches, self.outer_batch, self.keys = problem
-        self.gan_step = tiny.jit(functools.partial(genseg.gan_step, method=method))
-        self.segmenter_step = tiny.jit(functools.partial(genseg.segmenter_step, method=method))
-        self.outer_loss = tiny.jit(functools.partial(genseg.outer_loss, method=method))
+        generator = tuple(method.family.players)
+        self.gan_step = tiny.jit(method.inner_step(moving=generator))
+        self.segmenter_step = tiny.jit(method.inner_step(moving=("segmenter",)))
+        self.outer_loss = tiny.jit(method.outer_loss())
 
     def batch(self, k=0):
         return jax.tree.map(lambda x: x[k], self.batches), self.keys[k]
 
     def step(self, state, theta, batch, rng, drawing=None):
         """One inner step; the segmenter may see another theta than the generator's training."""
-        gan, gan_metrics = self.gan_step(state.gan, theta, batch, rng)
-        segmenter, metrics = self.segmenter_step(
-            state.segmenter, gan.generator, drawing or theta, batch, rng
-        )
-        return state.replace(gan=gan, segmenter=segmenter), {**gan_metrics, **metrics}
+        state, gan_metrics = self.gan_step(state, theta, batch, rng)
+        state, metrics = self.segmenter_step(state, drawing or theta, batch, rng)
+        return state, {**gan_metrics, **metrics}
 
     def validation_loss(self, theta, drawing=None):
         """V after all steps."""
@@ -53,19 +51,15 @@ class _Chain:
         return self.outer_loss(state, theta, self.outer_batch)[0]
 
     def estimate(self, loop, remat="step", horizon=None, **inner_step_options):
-        method = self.method
-
         def step(state, theta, batches, rngs, k):
             return self.step(state, theta, jax.tree.map(lambda x: x[k], batches), rngs[k])
 
-        inner_step = functools.partial(genseg.inner_step, method=method, **inner_step_options)
-        outer_loss = functools.partial(genseg.outer_loss, method=method)
+        pieces = self.method.inner_step(**inner_step_options), self.method.outer_loss()
         options = dict(remat=remat, horizon=horizon)
         if loop == "host":
-            options.update(compile=tiny.jit, step=step)
-            estimate = host_loop.unrolled(inner_step, outer_loss, **options)
+            estimate = host_loop.unrolled(*pieces, compile=tiny.jit, step=step, **options)
         else:
-            estimate = tiny.jit(hypergradient.unrolled(inner_step, outer_loss, **options))
+            estimate = tiny.jit(hypergradient.unrolled(*pieces, **options))
         return estimate(self.theta, self.inner, self.batches, self.outer_batch, self.keys)
 
 
@@ -195,6 +189,9 @@ def test_one_step_of_descent_is_the_formula():
     )
     jitter = chain.method.jitter
 
+    def mixing(a):
+        return jax.tree.map(lambda x: jnp.exp(x) / jnp.exp(x).sum(-1, keepdims=True), a)
+
     def segmentation(s, images, masks):
         logits = tiny.toy_segment(s, images)
         p = jax.nn.sigmoid(logits)
@@ -203,17 +200,18 @@ def test_one_step_of_descent_is_the_formula():
         return (cross_entropy + 1 - (2 * both + 1) / (total + 1)).mean()
 
     def loss_s(s, g, a):
-        drawn = jitter(tiny.toy_generate(g, a, synthetic_masks, keys[1]), keys[2])
+        drawn = jitter(tiny.toy_generate(g, synthetic_masks, mixing(a), keys[1]), keys[2])
         real = segmentation(s, jitter(batch["image"], keys[3]), masks)
-        return real + weight * segmentation(s, drawn, synthetic_masks)
+        synthetic = segmentation(s, drawn, synthetic_masks)
+        return (real + weight * synthetic) / (1 + weight)
 
     def loss_h(h, g, a):
         real = tiny.toy_discriminate(h, masks, batch["image"])
-        fake = tiny.toy_discriminate(h, masks, tiny.toy_generate(g, a, masks, keys[0]))
+        fake = tiny.toy_discriminate(h, masks, tiny.toy_generate(g, masks, mixing(a), keys[0]))
         return -0.5 * (jnp.log(jax.nn.sigmoid(real)) + jnp.log(1 - jax.nn.sigmoid(fake))).mean()
 
     def loss_g(g, a, h):
-        drawn = tiny.toy_generate(g, a, masks, keys[0])
+        drawn = tiny.toy_generate(g, masks, mixing(a), keys[0])
         fooled = -jnp.log(jax.nn.sigmoid(tiny.toy_discriminate(h, masks, drawn))).mean()
         return fooled + l1_weight * jnp.abs(drawn - batch["image"]).mean()
 
@@ -242,13 +240,13 @@ def test_one_step_of_descent_is_the_formula():
         losses = loss_h(h, g, a), loss_g(g, a, h1), loss_s(s, g1, a), loss_v(s1)
         return (h1, g1, s1), losses, (direct, by_g, by_h)
 
-    gan, segmenter = chain.inner.gan, chain.inner.segmenter
+    start = {name: player.params for name, player in chain.inner.items()}
     players, losses, (direct, by_g, by_h) = by_hand(
-        chain.theta["architecture"], segmenter.params, gan.generator, gan.discriminator
+        chain.theta["architecture"], start["segmenter"], start["generator"], start["discriminator"]
     )
     result = chain.estimate("scan")
     final = result.inner_state
-    found = final.gan.discriminator, final.gan.generator, final.segmenter.params
+    found = [final[name].params for name in ("discriminator", "generator", "segmenter")]
     for player, expected in zip(found, players, strict=True):
         assert tiny.distance(player, expected) < 1e-12
     names = "discriminator/loss", "generator/loss", "segmenter/loss", "outer/loss"
@@ -264,12 +262,12 @@ def test_one_step_of_descent_is_the_formula():
 
 def test_weight_of_the_synthetic_loss_as_outer_variable():
     chain = _toy(synthetic_weight=0.6)
-    assert genseg.synthetic_weight(chain.theta, chain.method) == pytest.approx(0.6)
+    weight = lambda theta: chain.method.use(theta)["synthetic_weight"]  # noqa: E731
+    assert weight(chain.theta) == pytest.approx(0.6)
     start = {**chain.theta, "synthetic_weight": jnp.float64(0.0)}
-    assert genseg.synthetic_weight(start, chain.method) == pytest.approx(0.6)
+    assert weight(start) == pytest.approx(0.6)
     for value, limit in ((60.0, 1.2), (-60.0, 0.0)):
-        weight = genseg.synthetic_weight({"synthetic_weight": value}, chain.method)
-        assert weight == pytest.approx(limit, abs=1e-12)
+        assert weight({"synthetic_weight": jnp.float64(value)}) == pytest.approx(limit, abs=1e-12)
     assert chain.validation_loss(start) == pytest.approx(
         float(chain.validation_loss(chain.theta)), rel=1e-6
     )
@@ -291,46 +289,49 @@ def _moved(before, after):
     return any(not np.array_equal(x, y) for x, y in pairs)
 
 
-def test_inner_step_is_a_gan_step_and_then_a_segmenter_step():
+def test_players_move_in_turn_each_seeing_what_those_before_it_have_become():
     chain = _toy()
     batch, rng = chain.batch()
-    state, metrics = tiny.jit(functools.partial(genseg.inner_step, method=chain.method))(
-        chain.inner, chain.theta, batch, rng
-    )
+    state, metrics = tiny.jit(chain.method.inner_step())(chain.inner, chain.theta, batch, rng)
     expected, expected_metrics = chain.step(chain.inner, chain.theta, batch, rng)
     assert tiny.distance(state, expected) < 1e-13
     assert metrics.keys() == expected_metrics.keys()
-    for name in ("generator", "discriminator", "generator_opt", "discriminator_opt"):
-        assert _moved(getattr(chain.inner.gan, name), getattr(state.gan, name))
-    for name in ("params", "opt", "ema"):
-        assert _moved(getattr(chain.inner.segmenter, name), getattr(state.segmenter, name))
+    for name in ("discriminator", "generator", "segmenter"):
+        assert _moved(chain.inner[name].params, state[name].params)
+        assert _moved(chain.inner[name].opt, state[name].opt)
+        assert state[name].steps == 1
+    assert _moved(chain.inner["segmenter"].average, state["segmenter"].average)
+    # Another order is another step: the segmenter would still see the old generator.
+    turned = tiny.jit(chain.method.inner_step(moving=("segmenter", "discriminator", "generator")))
+    other, _ = turned(chain.inner, chain.theta, batch, rng)
+    assert tiny.distance(other["generator"].params, state["generator"].params) < 1e-13
+    assert tiny.distance(other["segmenter"].params, state["segmenter"].params) > 1e-6
 
 
 def test_only_the_segmenter_moves_when_the_generator_is_not_trained():
     chain = _toy()
     batch, rng = chain.batch()
-    step = functools.partial(genseg.inner_step, method=chain.method, train_generator=False)
-    state, metrics = tiny.jit(step)(chain.inner, chain.theta, batch, rng)
-    assert not _moved(chain.inner.gan, state.gan)
-    assert _moved(chain.inner.segmenter, state.segmenter)
+    step = tiny.jit(chain.method.inner_step(trains_generator=False))
+    state, metrics = step(chain.inner, chain.theta, batch, rng)
+    for name in ("discriminator", "generator"):
+        assert not _moved(chain.inner[name], state[name])
+    assert _moved(chain.inner["segmenter"], state["segmenter"])
     assert metrics.keys() == {
         "segmenter/loss", "segmenter/real_loss", "segmenter/synthetic_loss"
     }  # fmt: skip
 
 
 def test_training_on_real_images_needs_no_generator():
-    chain = _toy(synthetic_weight=0.0)
+    chain = _toy(draws=False)
     batch, rng = chain.batch()
-    alone = chain.inner.replace(gan=None)
+    alone = {"segmenter": chain.inner["segmenter"]}
     del batch["synthetic_mask"]
-    step = tiny.jit(
-        functools.partial(genseg.inner_step, method=chain.method, train_generator=False)
-    )
+    step = tiny.jit(chain.method.inner_step(trains_generator=False))
     state, metrics = step(alone, {}, batch, rng)
-    assert state.gan is None
+    assert state.keys() == {"segmenter"}
     assert metrics.keys() == {"segmenter/loss", "segmenter/real_loss"}
     assert metrics["segmenter/loss"] == metrics["segmenter/real_loss"]
-    assert _moved(alone.segmenter, state.segmenter)
+    assert _moved(alone["segmenter"], state["segmenter"])
 
 
 @pytest.mark.parametrize("player", ["generator", "discriminator", "segmenter"])
@@ -339,15 +340,9 @@ def test_loss_of_every_player_falls_on_one_batch(player):
     batch, rng = chain.batch()
     state, losses = chain.inner, []
     for _ in range(30):
-        if player == "segmenter":
-            segmenter, metrics = chain.segmenter_step(
-                state.segmenter, state.gan.generator, chain.theta, batch, rng
-            )
-            state = state.replace(segmenter=segmenter)
-        else:  # the opponent stays as it is
-            gan, metrics = chain.gan_step(state.gan, chain.theta, batch, rng)
-            moved = {name: getattr(gan, name) for name in (player, f"{player}_opt")}
-            state = state.replace(gan=state.gan.replace(**moved))
+        step = chain.segmenter_step if player == "segmenter" else chain.gan_step
+        moved, metrics = step(state, chain.theta, batch, rng)
+        state = {**state, player: moved[player]}  # the opponent stays as it is
         losses.append(float(metrics[f"{player}/loss"]))
     assert losses[-1] < 0.9 * losses[0]
     assert losses[-1] < np.mean(losses[10:20]) < np.mean(losses[:10])
@@ -361,62 +356,64 @@ def test_all_randomness_comes_from_the_keys_of_the_examples():
     assert not _moved(first, again)
     other = {**batch, "key": jax.random.split(jax.random.key(5), 2)}
     third, _ = chain.step(chain.inner, chain.theta, other, rng)
-    assert _moved(first.gan.generator, third.gan.generator)
-    assert _moved(first.segmenter.params, third.segmenter.params)
+    for name in ("generator", "segmenter"):
+        assert _moved(first[name].params, third[name].params)
 
 
 def test_no_key_is_used_twice():
-    """The GAN step's noise, the synthetic images', and both jitters' have keys of their own."""
-    chain = _toy()
-    batch, rng = chain.batch()
+    """The GAN's noise, the synthetic images', both jitters and both dropouts have keys of their own."""
+    batch, rng = _toy().batch()
     used = []
 
-    class Stop(Exception):
-        pass
+    def record(position):
+        def call(*args):
+            used.append(np.asarray(jax.random.key_data(args[position])))
+            return networks[position](*args)
 
-    def record(*args):
-        used.append(np.asarray(jax.random.key_data(args[-1])))
-        raise Stop
+        return call
 
-    def first_use(step, **spies):
-        with pytest.raises(Stop):
-            step(method=dataclasses.replace(chain.method, **spies))
-
-    gan, theta = chain.inner.gan, chain.theta
-    draw = functools.partial(genseg.draw_synthetic, gan.generator, theta, batch)
-    first_use(functools.partial(genseg.gan_step, gan, theta, batch, rng), generate=record)
-    first_use(draw, generate=record)
-    first_use(draw, jitter=record)
-    real = functools.partial(
-        genseg.segmenter_step, chain.inner.segmenter, gan.generator, theta, batch, rng
-    )
-    first_use(real, jitter=record)
+    networks = {3: tiny.toy_generate, 1: tiny.toy_jitter, 2: tiny.toy_segment}
+    spied = {**tiny.TOYS, "generator": record(3), "segmenter": record(2)}
+    method = tiny.make_toy_method(networks=spied, jitter=record(1), gradient=inner_gradient.reverse)
+    chain = _toy()
+    with jax.disable_jit():
+        method.inner_step(moving=("discriminator",))(chain.inner, chain.theta, batch, rng)
+        method.inner_step(moving=("segmenter",))(chain.inner, chain.theta, batch, rng)
+    assert [len(keys) for keys in used] == [2, 2, 2, 2, 4]
     keys = np.concatenate([*used, jax.random.key_data(batch["key"])])
-    assert len(np.unique(keys, axis=0)) == len(keys) == 5 * 2
+    assert len(np.unique(keys, axis=0)) == len(keys)
 
 
-def test_average_of_the_segmenters_weights():
-    chain = _toy(ema_decay=0.75)
+def test_average_of_the_segmenters_weights_holds_nothing_of_the_first_weights():
+    chain = _toy(average_decay=0.75)
     batch, rng = chain.batch()
-    state, expected = chain.inner, chain.inner.segmenter.ema
+    state, weights = chain.inner, []
     for _ in range(3):
         state, _ = chain.step(state, chain.theta, batch, rng)
-        expected = jax.tree.map(lambda e, p: 0.75 * e + 0.25 * p, expected, state.segmenter.params)
-    assert tiny.distance(state.segmenter.ema, expected) < 1e-13
-    assert tiny.distance(state.segmenter.ema, state.segmenter.params) > 1e-3
+        weights.append(state["segmenter"].params)
+    shares = np.array([0.75**2, 0.75, 1.0]) / (0.75**2 + 0.75 + 1.0)
+    expected = jax.tree.map(lambda *w: sum(s * x for s, x in zip(shares, w, strict=True)), *weights)
+    assert tiny.distance(state["segmenter"].average, expected) < 1e-12
+    assert tiny.distance(state["segmenter"].average, state["segmenter"].params) > 1e-3
+    assert state["generator"].average is None
 
 
 def test_synthetic_images_are_drawn_from_their_own_masks():
     chain = _toy()
     batch, _ = chain.batch()
-    draw = functools.partial(genseg.draw_synthetic, method=chain.method)
-    params, theta = chain.inner.gan.generator, chain.theta
-    images = draw(params, theta, batch)
+    method = chain.method
+
+    def draw(batch):
+        return segmenter.synthesize(
+            method.family.draw, method.jitter, chain.inner, chain.theta, batch, 2
+        )
+
+    images = draw(batch)
     assert images.shape == (2, 4, 4, 1)
     other_pairs = {**batch, "mask": 1 - batch["mask"], "image": -batch["image"]}
-    np.testing.assert_array_equal(draw(params, theta, other_pairs), images)
+    np.testing.assert_array_equal(draw(other_pairs), images)
     other_masks = {**batch, "synthetic_mask": 1 - batch["synthetic_mask"]}
-    assert _moved(draw(params, theta, other_masks), images)
+    assert _moved(draw(other_masks), images)
 
 
 def test_validation_loss_leaves_padding_out():
@@ -431,7 +428,22 @@ def test_validation_loss_leaves_padding_out():
     assert loss == metrics["outer/loss"] == pytest.approx(np.mean(each), rel=1e-12)
     other = {**batch, "image": batch["image"].at[2].set(7.0), "mask": batch["mask"].at[2].set(0)}
     assert chain.outer_loss(chain.inner, chain.theta, other)[0] == loss
-    averaged = chain.inner.segmenter.replace(ema=None)
-    assert genseg.outer_loss(
-        chain.inner.replace(segmenter=averaged), {}, batch, method=chain.method
-    )[0] == pytest.approx(float(loss), rel=1e-12)
+    averaged = {"segmenter": chain.inner["segmenter"].replace(average=None)}
+    assert chain.outer_loss(averaged, chain.theta, batch)[0] == pytest.approx(float(loss))
+
+
+def test_terms_of_the_outer_loss_are_weighted_and_summed():
+    chain = _toy()
+    params = chain.inner["segmenter"].params
+
+    def size(state, theta, batch):
+        value = sum((x**2).sum() for x in jax.tree.leaves(state["segmenter"].params))
+        return value, {"outer/size": value}
+
+    terms = (*chain.method.terms, (0.25, size))
+    args = (chain.inner, chain.theta, chain.outer_batch)
+    alone, _ = levels.outer_loss(*args, terms=chain.method.terms)
+    both, metrics = levels.outer_loss(*args, terms=terms)
+    expected = float(alone) + 0.25 * tiny.norm(params) ** 2
+    assert both == metrics["outer/loss"] == pytest.approx(expected, rel=1e-12)
+    assert metrics["outer/validation_loss"] == pytest.approx(float(alone), rel=1e-12)

@@ -1,6 +1,5 @@
 """The implicit estimators against closed forms, dense matrices and central differences."""
 
-import dataclasses
 import functools
 
 import jax
@@ -11,7 +10,6 @@ import pytest
 import tiny
 
 from fewshotseg import hypergradient as hg
-from fewshotseg.genseg import levels as genseg
 from fewshotseg.hypergradient import host_loop, inner_gradient
 
 
@@ -312,9 +310,8 @@ def _chain(solver, through_generator, real=False):
     """The estimate for a chain of toy (or real) networks, and what is needed to check it."""
     method = (tiny.make_method if real else tiny.make_toy_method)(learning_rate=0.05)
     problem = (tiny.make_problem if real else tiny.make_toy_problem)(method, num_steps=1)
-    equation = genseg.stationarity(method=method, through_generator=through_generator)
-    step = functools.partial(genseg.inner_step, method=method)
-    outer = functools.partial(genseg.outer_loss, method=method)
+    equation = method.stationarity(through_generator)
+    step, outer = method.inner_step(), method.outer_loss()
     estimate = host_loop.implicit_gradient(step, outer, equation, solver, compile=tiny.jit)
     return method, problem, equation, estimate(*problem)
 
@@ -339,7 +336,7 @@ def _validation_gradient(method, problem, equation, state):
     def gradient(w):
         def loss(w):
             moved = equation.replace(state, w)
-            return genseg.outer_loss(moved, problem[0], problem[3], method=method)[0]
+            return method.outer_loss()(moved, problem[0], problem[3])[0]
 
         return _dense(jax.grad(loss)(w))[0]
 
@@ -362,9 +359,9 @@ def test_neumann_on_three_levels_with_all_matrices_written_out(through_generator
 
 def _jacobians(method, equation, problem, state):
     """H and M from plain gradients, by forward mode, one column at a time."""
-    plain = dataclasses.replace(method, gradient=inner_gradient.reverse)
+    plain = method._replace(options={**method.options, "gradient": inner_gradient.reverse})
     through = "generator" in equation.weights(state)
-    equation = genseg.stationarity(method=plain, through_generator=through)
+    equation = plain.stationarity(through)
     (w, unravel), (a, unravel_theta) = _dense(equation.weights(state)), _dense(problem[0])
     batch = jax.tree.map(lambda x: x[0], problem[2])
 

@@ -91,12 +91,33 @@ def test_discretized_generator_uses_the_strongest_candidate_alone():
 def test_init_draws_what_the_modules_would():
     network, x = unet.UNet(width=16, num_levels=2), jnp.zeros((1, 16, 16, 3))
     ours = layers.init_params(network, jax.random.key(0), x)
-    theirs = network.init(jax.random.key(0), x)["params"]
+    theirs = nn.meta.unbox(network.init(jax.random.key(0), x)["params"])
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         assert a.shape == b.shape
         np.testing.assert_allclose(a.std(), b.std(), rtol=0.2 if a.size > 400 else 1.0, atol=1e-3)
         np.testing.assert_allclose(a.mean(), b.mean(), atol=0.3)
+
+
+class _Foreign(nn.Module):
+    """A module of somebody else's, around a layer of ours."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = layers.Conv(4)(x)
+        position = self.param("position", nn.initializers.normal(0.02), x.shape[1:])
+        scale = self.param("layer_scale", nn.initializers.constant(1e-6), (4,))
+        return nn.Dense(3, kernel_init=nn.initializers.uniform(0.5))(x + position) * scale[:3]
+
+
+def test_every_module_keeps_its_own_initialisers():
+    x = jnp.zeros((1, 16, 16, 3))
+    ours = layers.init_params(_Foreign(), jax.random.key(3), x)
+    theirs = nn.meta.unbox(_Foreign().init(jax.random.key(3), x)["params"])
+    for name in ("position", "layer_scale", "Dense_0"):
+        jax.tree.map(np.testing.assert_array_equal, ours[name], theirs[name])
+    assert ours["position"].std() == pytest.approx(0.02, rel=0.1)
+    assert ours["Conv_0"]["kernel"].std() == pytest.approx((2 / 27) ** 0.5, rel=0.3)
 
 
 def count(params):
@@ -141,7 +162,7 @@ def test_discriminator_gives_a_map_of_patches():
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_parameters_and_logits_stay_float32(dtype):
     network, x = unet.UNet(width=2, num_levels=1, dtype=dtype), jnp.zeros((1, 4, 4, 1))
-    params = jax.eval_shape(network.init, jax.random.key(0), x)["params"]
+    params = nn.meta.unbox(jax.eval_shape(network.init, jax.random.key(0), x)["params"])
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} <= {
         np.dtype("float32"),
         np.dtype("float64"),

@@ -25,7 +25,7 @@ def test_round_trip_is_exact(tmp_path):
     assert state["opt"][0] == 7 and state["opt"][0].dtype == np.int32
     np.testing.assert_array_equal(best["w"], BEST["w"])
     assert progress == {"seconds": 1.25}
-    np.testing.assert_array_equal(checkpoint.load_best(tmp_path / "c")[0]["w"], BEST["w"])
+    np.testing.assert_array_equal(checkpoint.load_model(tmp_path / "c")[0]["w"], BEST["w"])
 
 
 def test_keeps_two_and_restores_the_one_asked_for(tmp_path):
@@ -43,7 +43,7 @@ def test_an_interrupted_write_is_ignored(tmp_path):
     shutil.copytree(tmp_path / "1", tmp_path / "2.orbax-checkpoint-tmp")
     shutil.rmtree(tmp_path / "2.orbax-checkpoint-tmp" / "state")
     assert checkpoint.Checkpoints(tmp_path).latest_step() == 1
-    assert checkpoint.load_best(tmp_path)[0]["w"].shape == (2,)
+    assert checkpoint.load_model(tmp_path)[0]["w"].shape == (2,)
 
 
 def test_full_disk_while_writing_names_the_checkpoint_that_is_kept(tmp_path, monkeypatch):
@@ -93,6 +93,6 @@ def test_other_shapes_are_refused(tmp_path):
 
 def test_nothing_trained_yet(tmp_path):
     with pytest.raises(InputError, match="train first"):
-        checkpoint.load_best(tmp_path / "missing")
+        checkpoint.load_model(tmp_path / "missing")
     with pytest.raises(InputError, match="train first"):
-        checkpoint.load_best(tmp_path)
+        checkpoint.load_model(tmp_path)

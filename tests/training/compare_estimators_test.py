@@ -10,7 +10,7 @@ from PIL import Image
 
 from configs import demo
 from fewshotseg import errors
-from fewshotseg.data import cases
+from fewshotseg.methods import METHODS
 from fewshotseg.runs import folder
 from fewshotseg.training import build, compare_estimators, config_check, estimators, train
 
@@ -18,8 +18,8 @@ from fewshotseg.training import build, compare_estimators, config_check, estimat
 def _config():
     config = demo.get_config("runlocal")
     config.data.image_size = 16
-    config.segmenter.num_levels = config.discriminator.num_levels = 1
-    config.generator.num_levels = 2
+    config.segmenter.unet.num_levels = config.discriminator.patchgan.num_levels = 1
+    config.generator.pix2pix.num_levels = 2
     config.pretrain.num_steps = 2
     config.checkpoint_every = 2
     config.diagnose.estimators = ("truncated", "evolution_strategies")
@@ -37,7 +37,8 @@ def compared(tmp_path_factory):
     jax.config.update("jax_disable_most_optimizations", True)  # compiling is all that takes time
     try:
         folder.write(config, workdir)
-        train.Pretraining(config, cases.create_data(config), workdir / "generator").run()
+        experiment = build.build(config)
+        train.run_stage(experiment, experiment.pretraining(), workdir / "generator")
         return compare_estimators.compare_estimators(config, workdir), workdir
     finally:
         jax.config.update("jax_disable_most_optimizations", before)
@@ -175,9 +176,9 @@ def test_bad_fields_are_named(block, field, value, message):
 def test_every_gradient_can_be_chosen_by_one_field(gradient):
     config = demo.get_config(f"runlocal,estimator=sama+{gradient}")
     config_check.check_config(config)
-    networks = build.create_networks(config, 2)
-    method, _ = build.create_method(config, networks, 2, "end2end", "train")
-    value_and_grad = method.gradient(lambda p, outer, data: (0.5 * p**4 * outer, {}))
+    spec = build.create_spec(config, 2)
+    parts = build.create_parts(config, spec, METHODS["end2end"], "train")
+    value_and_grad = parts.options["gradient"](lambda p, outer, data: (0.5 * p**4 * outer, {}))
 
     def cross(p, outer):
         return jax.grad(lambda o: value_and_grad(p, o, None)[1])(outer)

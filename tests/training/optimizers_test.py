@@ -1,7 +1,5 @@
 """Schedules and first steps by hand; hypergradients through every optimiser."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +11,6 @@ from fewshotseg import errors, hypergradient
 from fewshotseg.hypergradient import inner_gradient
 from fewshotseg.training import optimizers
 
-NAMES = ("sgd", "adam", "adamw", "rmsprop")
 create = optimizers.create_optimizer
 
 
@@ -36,10 +33,72 @@ def test_cosine_survives_a_warmup_as_long_as_the_training():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(errors.InputError, match="optimizer is 'adamax': use 'sgd', 'adam'"):
+    with pytest.raises(
+        errors.InputError, match="optimizer is 'adamax': use one of sgd, adam, adamw, rmsprop"
+    ):
         create("adamax", 0.1, 10)
     with pytest.raises(errors.InputError, match="schedule is 'step': use 'constant' or 'cosine'"):
         create("sgd", 0.1, 10, schedule="step")
+    with pytest.raises(errors.InputError, match="second_moment is 'constant'"):
+        create("adam", 0.1, 10, second_moment="constant")
+
+
+STOCK = {
+    "sgd": lambda rate, **o: optax.sgd(rate, momentum=o.get("momentum")),
+    "adam": lambda rate, **o: optax.adam(rate, b1=o.get("b1", 0.9), eps=o.get("eps", 1e-8)),
+    "adamw": lambda rate, **o: optax.adamw(rate, weight_decay=o.get("weight_decay", 0.0)),
+    "rmsprop": lambda rate, **o: optax.rmsprop(
+        rate, 0.999, eps=1e-8, eps_in_sqrt=False, momentum=o.get("momentum")
+    ),
+}
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("sgd", {"momentum": 0.9}),
+        ("adam", {}),
+        ("adam", {"b1": 0.5, "eps": 1e-5}),
+        ("adamw", {"weight_decay": 0.1}),
+        ("rmsprop", {"momentum": 0.9}),
+        ("rmsprop", {}),
+    ],
+)
+def test_steps_are_those_of_stock_optax(name, fields, schedule):
+    """Over 12 steps of gradients from 1 down to 1e-12, some exactly 0, in float32."""
+    rate = optimizers.learning_rate_schedule(0.1, 12, schedule)
+    stock = STOCK[name](rate, **fields)
+    ours = create(name, 0.1, 12, schedule=schedule, differentiable=True, **fields)
+    numbers = np.random.default_rng(0)
+    sizes = np.float32(10.0 ** -np.arange(13))
+    gradients = numbers.standard_normal((12, 13)).astype(np.float32) * sizes
+    gradients[:, 3], gradients[:4, 7] = 0.0, 0.0  # one dead unit, and one that wakes up
+    params = jnp.ones(13)
+    states = stock.init(params), ours.init(params)
+    for g in jnp.asarray(gradients):
+        expected, stock_state = stock.update(g, states[0], params)
+        found, our_state = ours.update(g, states[1], params)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-12)
+        states = stock_state, our_state
+    plain = create(name, 0.1, 12, schedule=schedule, **fields)  # not differentiable: stock itself
+    np.testing.assert_array_equal(
+        plain.update(g, plain.init(params), params)[0],
+        stock.update(g, stock.init(params), params)[0],
+    )
+
+
+def test_a_schedule_of_a_later_stage_begins_anew():
+    """Where the optimiser has already taken 30 steps, as the generator's after pre-training."""
+    first = create("sgd", 0.1, 30, schedule="cosine")
+    second = create("sgd", 0.1, 10, schedule="cosine", start=30)
+    state, rates = first.init(jnp.float32(0.0)), []
+    for step in range(40):
+        optimizer = first if step < 30 else second
+        update, state = optimizer.update(jnp.float32(-1.0), state)
+        rates.append(float(update))
+    whole = [0.05 * (1 + np.cos(np.pi * i / n)) for n in (30, 10) for i in range(n)]
+    np.testing.assert_allclose(rates, whole, atol=1e-6)
 
 
 def _updates(optimizer, params, gradients):
@@ -99,9 +158,10 @@ def _hypergradient(optimizer):
         "bias": jnp.array([0.3, -100.0, 0.2]),  # the second unit never fires
         "out": jnp.asarray(numbers.standard_normal((3, 1))),
     }
-    theta = {"scale": jnp.float64(1.5)}
+    theta = {"scale": jnp.asarray(1.5)}
     x, y = numbers.standard_normal((2, 8, 2)), numbers.standard_normal((2, 8, 1))
-    batches, batch = {"x": jnp.asarray(x), "y": jnp.asarray(y)}, {"x": x[0], "y": y[1]}
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    batches, batch = {"x": x, "y": y}, {"x": x[0], "y": y[1]}
 
     def step(state, theta, data, rng):
         (_, _), grads = inner_gradient.mixed(_inner_loss)(state[0], theta, data)
@@ -116,25 +176,53 @@ def _hypergradient(optimizer):
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", STOCK)
 def test_hypergradient_is_right_from_the_first_step_with_a_dead_unit(name, momentum):
+    fields = {"momentum": momentum} if name in ("sgd", "rmsprop") else {"b1": momentum}
+    optimizer = create(name, 0.05, 10, weight_decay=1e-3, differentiable=True, **fields)
     with tiny.float64():
-        fields = {"momentum": momentum} if name in ("sgd", "rmsprop") else {"b1": momentum}
-        grad, expected = _hypergradient(create(name, 0.05, 10, weight_decay=1e-3, **fields))
-    assert np.isfinite(grad)
+        grad, expected = _hypergradient(optimizer)
     assert abs(expected) > 1e-5
     assert grad == pytest.approx(expected, rel=1e-6)
+    in_float32, _ = _hypergradient(optimizer)
+    assert in_float32 == pytest.approx(expected, rel=1e-2)
 
 
-@pytest.mark.parametrize(
-    "unsafe",
-    [
-        functools.partial(optax.adam, 0.05),
-        functools.partial(optax.rmsprop, 0.05, eps_in_sqrt=False),
-    ],
-)
-def test_stock_optimizers_would_fail(unsafe):
-    """What the test above is for; if this one fails, the epsilons are needed no longer."""
+@pytest.mark.parametrize("stock", [optax.adam(0.05), optax.rmsprop(0.05, eps_in_sqrt=False)])
+def test_stock_optimizers_would_fail(stock):
+    """What the test above is for; if this one fails, the twins are needed no longer."""
     with tiny.float64():
-        grad, _ = _hypergradient(unsafe())
+        grad, _ = _hypergradient(stock)
     assert np.isnan(grad)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-6, 1e-9, 1e-15, 1e-25, 0.0])
+def test_derivative_of_three_steps_in_float32_is_that_in_float64(size):
+    """For any size of gradients, also where their squares are 0 in float32."""
+
+    def total(shift, gradients, dtype):
+        optimizer = create("adam", 1.0, 3, differentiable=True)
+        state, moved = optimizer.init(shift), 0.0
+        for k, g in enumerate(gradients.astype(dtype)):
+            update, state = optimizer.update(jnp.asarray(g) + (k == 0) * shift, state)
+            moved += update.sum()
+        return moved
+
+    gradients = size * np.random.default_rng(1).standard_normal((3, 50))
+    single = jax.grad(total)(jnp.zeros(50, np.float32), gradients, np.float32)
+    with tiny.float64():
+        double = jax.grad(total)(jnp.zeros(50), gradients, np.float64)
+    assert np.isfinite(single).all()
+    if size not in (1e-25,):  # there, 1e-50 is 0 in float32, and the step is m / eps
+        np.testing.assert_allclose(single, double, rtol=1e-2, atol=1e-4 * np.abs(double).max())
+
+
+def test_a_second_moment_that_is_given_is_a_constant():
+    """Of step t, d(update)/dg = -rate (1 - b1) / (1 - b1^t) / (sqrt(v_hat) + eps)."""
+    optimizer = create("adam", 0.1, 9, differentiable=True, second_moment="given")
+    with tiny.float64():
+        state = optimizer.init(jnp.float64(0.0))
+        _, state = optimizer.update(jnp.float64(0.5), state)
+        slope = jax.grad(lambda g: optimizer.update(g, state)[0])(jnp.float64(2.0))
+    v = (0.999 * 0.001 * 0.25 + 0.001 * 4.0) / (1 - 0.999**2)
+    assert slope == pytest.approx(-0.1 * 0.1 / (1 - 0.81) / (v**0.5 + 1e-8), rel=1e-9)

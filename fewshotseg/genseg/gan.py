@@ -1,0 +1,78 @@
+"""The generator family of the paper: a conditional GAN (pix2pix, Isola et al., CVPR 2017)."""
+
+from collections.abc import Callable, Mapping
+
+import optax
+
+from fewshotseg.genseg import levels, losses
+from fewshotseg.types import Batch
+
+TRAINING_NOISE = 0  # purpose of the keys that the generator is trained with
+
+
+def family(
+    networks: Mapping[str, Callable],
+    optimizer: optax.GradientTransformation,
+    use: Callable,
+    *,
+    num_classes: int = 2,
+    adversarial: str = "vanilla",
+    l1_weight: float = 100.0,
+) -> levels.Family:
+    """Generator against discriminator, with an L1 loss between drawn and real image.
+
+    The discriminator moves first; its loss is halved, as in pix2pix.
+
+    Args:
+      networks: 'generator', `(params, one_hot_masks, mixing, keys [B] or None) -> images
+        [B, *spatial, C]` in [-1, 1]; 'discriminator', `(params, one_hot_masks, images) -> logits
+        [B, *patches, 1]`.
+      optimizer: of both players.
+      use: theta -> the outer variables in use; 'architecture' are the mixing weights of the generator.
+      num_classes: background included.
+      adversarial: 'vanilla' or 'lsgan'.
+      l1_weight: of the L1 loss.
+    """
+
+    discriminate = networks["discriminator"]
+
+    def draw(params, theta, masks, keys):
+        return networks["generator"](params, masks, use(theta)["architecture"], keys)
+
+    def real_pairs(batch: Batch):
+        masks = losses.one_hot_foreground(batch["mask"], num_classes)
+        keys = levels.example_keys(batch, TRAINING_NOISE)
+        return {"masks": masks, "real": batch["image"], "keys": keys}
+
+    def discriminator_inputs(state, theta, batch):
+        data = real_pairs(batch)
+        drawn = draw(state["generator"].params, theta, data["masks"], data["keys"])
+        return {"drawn": drawn}, data
+
+    def discriminator_loss(params, outer, data):
+        real = discriminate(params, data["masks"], data["real"])
+        fake = discriminate(params, data["masks"], outer["drawn"])
+        each = 0.5 * (
+            losses.adversarial_loss(real, True, adversarial)
+            + losses.adversarial_loss(fake, False, adversarial)
+        )
+        return each.mean(), {"discriminator/loss": each.mean()}
+
+    def generator_inputs(state, theta, batch):
+        return {"theta": theta, "discriminator": state["discriminator"].params}, real_pairs(batch)
+
+    def generator_loss(params, outer, data):
+        drawn = draw(params, outer["theta"], data["masks"], data["keys"])
+        logits = discriminate(outer["discriminator"], data["masks"], drawn)
+        fooled = losses.adversarial_loss(logits, True, adversarial).mean()
+        l1 = losses.l1_loss(drawn, data["real"]).mean()
+        loss = fooled + l1_weight * l1
+        return loss, {"generator/loss": loss, "generator/adversarial": fooled, "generator/l1": l1}
+
+    return levels.Family(
+        players={
+            "discriminator": levels.Player(discriminator_loss, discriminator_inputs, optimizer),
+            "generator": levels.Player(generator_loss, generator_inputs, optimizer),
+        },
+        draw=lambda state, theta, masks, keys: draw(state["generator"].params, theta, masks, keys),
+    )

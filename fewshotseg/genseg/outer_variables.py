@@ -1,0 +1,79 @@
+"""The outer variables: what theta may hold, how each starts, and how it is used. A row each.
+
+Each is bounded by its `use`: a free variable runs away under a short horizon (a weight on the synthetic
+loss went from 1 to 107). Only those that move are in theta; the others stay as they started.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fewshotseg.types import PRNGKey, Theta
+
+
+@dataclasses.dataclass(frozen=True)
+class OuterVariable:
+    """One outer variable.
+
+    Attributes:
+      init: `(key, setting) -> value`, a pytree of floating point arrays.
+      use: `(value, setting) -> what the players are given`, differentiable.
+    """
+
+    init: Callable
+    use: Callable
+
+
+def _init_architecture(key, shapes: Mapping[str, tuple[int, int]]):
+    keys = jax.random.split(key, len(shapes)) if shapes else ()
+    pairs = zip(shapes.items(), keys, strict=True)
+    return {side: 1e-3 * jax.random.normal(k, shape) for (side, shape), k in pairs}
+
+
+def _mixing_weights(logits, shapes):
+    del shapes
+    return {side: jax.nn.softmax(alpha, axis=-1) for side, alpha in logits.items()}
+
+
+OUTER_VARIABLES = {
+    # Logits [levels, candidates] per searchable side of the generator; used as their softmax.
+    # Setting: {side: (levels, candidates)}.
+    "architecture": OuterVariable(_init_architecture, _mixing_weights),
+    # gamma, the weight of the synthetic loss: starts at the setting and stays between 0 and twice that.
+    "synthetic_weight": OuterVariable(
+        lambda key, gamma: jnp.float32(0.0), lambda x, gamma: 2.0 * gamma * jax.nn.sigmoid(x)
+    ),
+}
+
+
+def create(
+    settings: Mapping[str, Any], moving: Sequence[str], key: PRNGKey
+) -> tuple[Theta, Callable[[Theta], dict[str, Any]]]:
+    """Theta at its start, and the function from theta to the outer variables in use.
+
+    Args:
+      settings: for every outer variable that the players look at, what its `init` and `use` are told.
+      moving: names of those that theta holds; the others are fixed at their start.
+      key: of the start.
+
+    Returns:
+      `theta` and `use(theta)`, a dictionary with the keys of `settings`.
+    """
+    start = {
+        name: OUTER_VARIABLES[name].init(
+            jax.random.fold_in(key, zlib.crc32(name.encode())), setting
+        )
+        for name, setting in settings.items()
+    }
+    theta = {name: start[name] for name in settings if name in moving}
+    fixed = {name: value for name, value in start.items() if name not in theta}
+
+    def use(theta):
+        values = {**fixed, **theta}
+        return {name: OUTER_VARIABLES[name].use(values[name], s) for name, s in settings.items()}
+
+    return theta, use

@@ -1,0 +1,203 @@
+"""What a training leaves behind: log, bar, samples, and checkpoints with the model inside."""
+
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fewshotseg import figures
+from fewshotseg.data import image_files
+from fewshotseg.errors import InputError
+from fewshotseg.genseg import losses
+from fewshotseg.results import metrics
+from fewshotseg.runs import checkpoint
+from fewshotseg.runs import log as log_lib
+from fewshotseg.training import devices, loop
+from fewshotseg.training.build import Experiment
+from fewshotseg.training.stages import Stage
+from fewshotseg.training.state import TrainState
+
+NUM_SAMPLES = 6
+
+
+class Recorder:
+    """Everything around the steps of one stage; its `hooks` go into `loop.fit`.
+
+    Attributes:
+      state: where to begin: the initial state, or that of the newest checkpoint.
+      model: what predicts, as of the last validation.
+
+    Args:
+      experiment: the objects of the run.
+      stage: to be recorded.
+      state: at step 0.
+      folder: of the stage.
+    """
+
+    def __init__(
+        self, experiment: Experiment, stage: Stage, state: TrainState, folder: pathlib.Path
+    ):
+        self._experiment, self._stage, self._folder = experiment, stage, folder
+        self._checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
+        self._progress = {"seconds": 0.0}
+        self._writes = devices.is_main()
+        if self._writes:
+            checkpoint.check_free_space(folder, state)
+        self.state, self.model = state, self._candidate(state, -1.0, 0)
+        if self._checkpoints.latest_step() is not None:
+            self.state, self.model, self._progress = self._checkpoints.restore(state)
+        self.step = int(self.state.step)
+        self._log = log_lib.NoLog()
+        if self._writes:
+            self._log = log_lib.Log(folder / "log.jsonl", stage.stage, self.step)
+        self._bar = log_lib.progress_bar(stage.name, stage.num_steps, self.step, shown=self._writes)
+        self._compiled = set()
+        self._started = time.perf_counter() - self._progress["seconds"]
+        self._measured, self._values = {}, {}
+
+    @property
+    def hooks(self) -> tuple[Callable, ...]:
+        """In the order of one turn."""
+        intervals = self._experiment.loop
+        return (
+            self._measure,
+            loop.every(intervals.log_every, self._read),
+            loop.every(intervals.checkpoint_every, self._read),
+            loop.every(intervals.eval_every, self._validate),
+            self._write,
+            loop.every(intervals.sample_every, self._draw_samples),
+            loop.every(intervals.checkpoint_every, self.save),
+        )
+
+    def announced(self, advance: Callable) -> Callable:
+        """`advance`, whose first turn of every kind is shown as compiling and not as progress."""
+
+        def run(state, step):
+            kind = self._stage.kind(step)
+            if kind in self._compiled:
+                return advance(state, step)
+            self._compiled.add(kind)
+            with log_lib.compiling(self._bar, kind):
+                return jax.block_until_ready(advance(state, step))
+
+        return run
+
+    def save(self, turn: loop.Turn) -> None:
+        """Writes a checkpoint; an interrupted training that was never validated leaves its last weights."""
+        model = self.model
+        if self._experiment.loop.select == "last" or float(model["dice"]) < 0:
+            model = self._candidate(turn.state, float(model["dice"]), turn.step)
+        self._checkpoints.save(turn.step, turn.state, model, self._progress)
+
+    def close(self) -> None:
+        self._bar.close()
+        self._log.close()
+        self._checkpoints.close()
+
+    def _measure(self, turn):
+        self._measured.update(turn.metrics)  # not every turn measures everything
+        self._bar.update(turn.step - turn.previous)
+
+    def _read(self, turn):
+        values = jax.device_get(self._measured)
+        self._require_finite(values, turn.step)
+        self._values.update(values)
+        self._measured = {}
+
+    def _validate(self, turn):
+        if self._stage.segment is None:
+            self.model = self._candidate(turn.state, -1.0, turn.step)
+            return
+        dice = validation_dice(self._experiment, self._stage.segment, _average(turn.state))
+        if self._experiment.loop.select == "last" or dice > float(self.model["dice"]):
+            self.model = self._candidate(turn.state, dice, turn.step)
+        found = {"validation/dice": dice, "validation/model_dice": float(self.model["dice"])}
+        self._progress.update(found)
+        self._values.update(found)
+
+    def _write(self, turn):
+        self._progress["seconds"] = time.perf_counter() - self._started
+        if not self._values:
+            return
+        seconds = {"seconds": self._progress["seconds"]}
+        self._log.write(turn.step, {**seconds, **self._values, **self._mixing(turn.state)})
+        shown = {k: v for k, v in self._values.items() if k.endswith(("/loss", "/l1"))}
+        if "validation/dice" in self._progress:
+            shown["val Dice"] = self._progress["validation/dice"]
+        text = ", ".join(f"{k.replace('/loss', '')} {float(v):.3f}" for k, v in shown.items())
+        self._bar.set_postfix_str(text, refresh=False)
+        self._values = {}
+
+    def _require_finite(self, values: Mapping[str, Any], step: int) -> None:
+        last = self._checkpoints.latest_step()
+        for key, value in values.items():
+            if not np.isfinite(value).all():
+                kept = f"The checkpoint of step {last} in {self._folder / 'checkpoints'} is kept: "
+                raise InputError(
+                    f"{self._stage.name}: {key} is {value} at step {step}. {kept if last else ''}Lower "
+                    "the learning rate (optim, gan_optim or outer_optim) and train in a new --workdir."
+                )
+
+    def _mixing(self, state):
+        if self._stage.use is None:
+            return {}
+        weights = self._stage.use(state.theta)["architecture"]
+        return {f"architecture/{side}": w for side, w in weights.items()}
+
+    def _candidate(self, state, dice, step):
+        """The model to predict with, and what a later command may want to draw with."""
+        players = {name: player.params for name, player in state.players.items()}
+        if "segmenter" in players:
+            players["segmenter"] = _average(state)
+        return {
+            "players": players,
+            "theta": state.theta,
+            "dice": np.float32(dice),
+            "step": np.int32(step),
+        }
+
+    def _draw_samples(self, turn):
+        """A grid of mask, drawn image and real image for the first training cases."""
+        if self._stage.draw is None or not self._writes:
+            return
+        data = self._experiment.data
+        masks, real = (data.train[name][:NUM_SAMPLES] for name in ("mask", "image"))
+        one_hot = losses.one_hot_foreground(jnp.asarray(masks), data.num_classes)
+        drawn = np.asarray(self._stage.draw(turn.state, one_hot))
+        rows = [
+            [figures.colour_mask(m), figures.to_uint8(d), figures.to_uint8(r)]
+            for m, d, r in zip(masks, drawn, real, strict=True)
+        ]
+        path = self._folder / "samples" / f"step_{turn.step:06d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figures.image_grid(rows, path, ("mask", "synthetic image", "real image"))
+        self._log.write_image(
+            turn.step, "samples", np.concatenate([np.hstack(row[1:]) for row in rows])
+        )
+
+
+def validation_dice(experiment: Experiment, segment: Callable, params: Any) -> float:
+    """Mean Dice of some weights over the validation cases, at the size of the network."""
+    images, masks = (experiment.data.validation[name] for name in ("image", "mask"))
+    threshold, classes = experiment.evaluation.threshold, experiment.data.num_classes
+    rows = [
+        metrics.case_metrics(image_files.probabilities_to_mask(p, threshold), m, classes)
+        for p, m in zip(segment(params, images), masks, strict=True)
+    ]
+    return float(np.mean([_dice(case) for case in rows]))
+
+
+def _dice(class_rows) -> float:
+    """Mean Dice over the classes of one case; 1 where there is nothing and nothing was found."""
+    values = [row["dice"] for row in class_rows]
+    return 1.0 if np.isnan(values).all() else float(np.nanmean(values))
+
+
+def _average(state: TrainState):
+    """Weights to predict with: the average, or the current ones where none is kept."""
+    segmenter = state.players["segmenter"]
+    return segmenter.params if segmenter.average is None else segmenter.average

@@ -1,0 +1,75 @@
+"""How long a run will take, measured before it starts; and how many steps fit into a budget."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+
+from fewshotseg.training.stages import Stage
+
+
+class Timing(NamedTuple):
+    """What a stage costs.
+
+    Attributes:
+      name: of the stage.
+      num_steps: its length.
+      compiling: seconds until every kind of step has run once.
+      stepping: seconds of all its steps.
+    """
+
+    name: str
+    num_steps: int
+    compiling: float
+    stepping: float
+
+
+def measure(stage: Stage, players, clock: Callable[[], float] = time.perf_counter) -> Timing:
+    """Runs every kind of step twice on a throw-away state; the first compiles.
+
+    Args:
+      stage: to be timed.
+      players: those of the generator, trained or not; None where nothing is drawn.
+      clock: seconds.
+    """
+    started = clock()
+    state, cost, compiling, stepping, step = stage.init(players), {}, 0.0, 0.0, 0
+    while step < stage.num_steps:
+        kind = stage.kind(step)
+        if kind not in cost:
+            jax.block_until_ready(stage.advance(state, step))
+            again = clock()
+            taken = jax.block_until_ready(stage.advance(state, step))[2]
+            cost[kind] = clock() - again, taken
+            compiling = clock() - started
+        seconds, taken = cost[kind]
+        stepping, step = stepping + seconds, step + min(taken, stage.num_steps - step)
+    return Timing(stage.name, stage.num_steps, compiling, stepping)
+
+
+def describe(timings: Sequence[Timing]) -> str:
+    """One line per stage and the sum, for people."""
+    lines = [f"  {t.name:<14} {t.num_steps:>6} steps  {duration(t.stepping):>8}" for t in timings]
+    total = sum(t.stepping for t in timings)
+    return "\n".join(
+        ["Training will take about", *lines, f"  {'together':<27} {duration(total):>8}"]
+    )
+
+
+def duration(seconds: float) -> str:
+    """'40 s', '12 min' or '3 h 05 min'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def fitting_share(timings: Sequence[Timing], budget: float) -> float:
+    """The share of all steps, at most 1, that fits into `budget` seconds.
+
+    Compiling counts once more: programs of fewer steps have other schedules inside.
+    """
+    stepping = sum(t.stepping for t in timings)
+    left = budget - 2 * sum(t.compiling for t in timings)
+    return max(0.0, min(1.0, left / stepping))
