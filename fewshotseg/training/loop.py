@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from fewshotseg.runs import interrupts
+
 
 class Turn(NamedTuple):
     """What the hooks are told after every turn of the loop.
@@ -48,7 +50,7 @@ def fit(
       KeyboardInterrupt: after `save`.
     """
     turn = Turn(state, step, step, num_steps, {})
-    with remembered_interrupts() as raise_if_interrupted:
+    with interrupts.remembered_interrupts() as raise_if_interrupted:
         try:
             while turn.step < num_steps:
                 state, metrics, taken = advance(turn.state, turn.step)

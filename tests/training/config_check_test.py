@@ -79,9 +79,10 @@ NONSENSE = [
     ("augment.intensity.noise", math.nan), ("augment.real.flip_axes", (-4,)),
     ("evaluate.batch_size", 0), ("evaluate.batch_size", -4), ("train.batch_size", 0),
     ("train.batch_size", -1), ("pretrain.batch_size", 0), ("outer.batch_size", 0),
-    ("segmenter.width", 0), ("generator.width", -8), ("segmenter.num_levels", -1),
-    ("segmenter.num_levels", 20), ("discriminator.num_levels", 20), ("segmenter.groups", 0),
-    ("segmenter.activation", "foo"), ("segmenter.pool", "foo"), ("segmenter.dtype", "int8"),
+    ("segmenter.unet.width", 0), ("generator.pix2pix.width", -8), ("segmenter.unet.num_levels", -1),
+    ("segmenter.unet.num_levels", 20), ("discriminator.patchgan.num_levels", 20),
+    ("segmenter.unet.groups", 0),
+    ("segmenter.unet.activation", "foo"), ("segmenter.unet.pool", "foo"), ("segmenter.unet.dtype", "int8"),
     ("segmenter.name", "vnet"), ("data.source", "floder"), ("data.channels", 2),
     ("data.image_size", 8), ("data.num_test", -1), ("seed", 10**20), ("seed", -1),
     ("methods", ()), ("methods", ("end2edn",)), ("methods", ("joint", "joint")),
@@ -90,7 +91,7 @@ NONSENSE = [
     ("outer.every", 0), ("outer.estimator", "neuman"), ("diagnose.inner_steps", ()),
     ("diagnose.inner_steps", (1, 0)), ("diagnose.repeats", 0), ("train.ema_decay", 1.0),
     ("test_sets.shifted.phantom.num_cases", 0), ("test_sets.shifted.source", "phantm"),
-    ("loss.l1_weight", -1.0), ("loss.overlap", "iou"), ("gan_finetune_factor", math.nan),
+    ("family.gan.l1_weight", -1.0), ("loss.overlap", "iou"), ("gan_finetune_factor", math.nan),
 ]  # fmt: skip
 
 
@@ -109,7 +110,7 @@ def test_nonsense_is_refused_and_named(field, value):
     [
         ("outer.variables", ()), ("augment.real.flip_axes", ()), ("evaluate.threshold", 0.01),
         ("train.num_steps", 1), ("gan_finetune_factor", 0.0), ("seed", 2**32 - 1),
-        ("segmenter.num_levels", 6), ("augment.real.scale", 0.0),
+        ("segmenter.unet.num_levels", 6), ("augment.real.scale", 0.0),
     ],
 )  # fmt: skip
 def test_what_is_at_the_edge_is_allowed(field, value):
