@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fewshotseg.data import image_files as transforms
-from fewshotseg.data import look_alikes
+from fewshotseg.data import canvas, look_alikes
 from fewshotseg.errors import InputError
 from fewshotseg.types import Case, CaseSource
 
@@ -110,7 +109,7 @@ def format_report(report: Report) -> str:
 
 def _examine(case: Case, num_classes: int, image_size: int) -> dict[str, Any]:
     counts = np.bincount(case.mask.ravel(), minlength=num_classes + 1)[1:]
-    small = transforms.to_network_mask(case.mask, image_size)
+    small = canvas.to_network_mask(case.mask, image_size)
     left = np.bincount(small.ravel(), minlength=num_classes + 1)[1:]
     return {
         "id": case.id,

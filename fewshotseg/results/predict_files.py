@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fewshotseg import figures
+from fewshotseg.data import canvas
 from fewshotseg.data import image_files as transforms
 from fewshotseg.data.sources import folder
 from fewshotseg.errors import InputError
@@ -79,10 +80,7 @@ def segment_images(
     for start in range(0, len(images), batch_size):
         chunk = images[start : start + batch_size]
         batch = np.stack(
-            [
-                transforms.to_network_image(i, predictor.image_size, predictor.channels)
-                for i in chunk
-            ]
+            [canvas.to_network_image(i, predictor.image_size, predictor.channels) for i in chunk]
         )
         missing = batch_size - len(chunk)
         batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
@@ -94,8 +92,8 @@ def segment_images(
                     f"{names[start + j]}: the model predicts NaN or infinite values for this image."
                     " Its training has probably diverged: train again with a lower learning rate."
                 )
-            restored = transforms.restore_probabilities(probabilities[j], *image.shape[:2])
-            masks.append(transforms.probabilities_to_mask(restored, predictor.threshold))
+            restored = canvas.restore_probabilities(probabilities[j], image.shape[:2])
+            masks.append(canvas.probabilities_to_mask(restored, predictor.threshold))
     return masks
 
 

@@ -10,8 +10,7 @@ import numpy as np
 import optax
 
 from fewshotseg import figures
-from fewshotseg.data import cases, split_files
-from fewshotseg.data import image_files as transforms
+from fewshotseg.data import canvas, cases, split_files
 from fewshotseg.genseg import levels as genseg
 from fewshotseg.genseg.state import GenSegState
 from fewshotseg.hypergradient import unrolled as hypergradient
@@ -219,7 +218,7 @@ class Training(Stage):
         images, masks = self.data.validation["image"], self.data.validation["mask"]
         probabilities = self.predict(state.inner.segmenter.ema, images)
         rows = [
-            metrics.case_metrics(transforms.probabilities_to_mask(p, threshold), m, classes)
+            metrics.case_metrics(canvas.probabilities_to_mask(p, threshold), m, classes)
             for p, m in zip(probabilities, masks, strict=True)
         ]
         dice = float(np.mean([_dice(case) for case in rows]))
