@@ -14,7 +14,7 @@ import numpy as np
 from fewshotseg import figures
 from fewshotseg.data import canvas
 from fewshotseg.data import image_files as transforms
-from fewshotseg.data.sources import folder
+from fewshotseg.data.sources import pairing
 from fewshotseg.errors import InputError
 
 PredictProbabilities = Callable[[np.ndarray], np.ndarray]
@@ -217,7 +217,7 @@ def _list_files(input_path: pathlib.Path, log) -> tuple[list[pathlib.Path], path
         wanted = not hidden and (known or transforms.unsupported_hint(path))
         (files if wanted else others).append(path)
     stems = {path.with_suffix("") for path in files}
-    masks = [path for path in files if folder.is_mask_of(path, stems)]
+    masks = [path for path in files if pairing.is_mask_of(path, stems)]
     files = [path for path in files if path not in set(masks)]
     if masks:
         log(f"{len(masks)} masks lie beside their images and are left alone, e.g. {masks[0].name}")
