@@ -21,7 +21,6 @@ import optax
 from ml_collections import ConfigDict
 
 from fewshotseg.data import batches as input_pipeline
-from fewshotseg.data import cases
 from fewshotseg.genseg import levels as genseg
 from fewshotseg.runs import checkpoint
 from fewshotseg.runs import folder as run_files
@@ -42,7 +41,7 @@ def main():
     parser.add_argument("--distance", type=float, default=0.3, help="norm of the move of theta")
     args = parser.parse_args()
     config = ConfigDict(run_files.read_config(args.run))
-    data = cases.create_data(config)
+    data = experiment.create_data(config)
     networks = experiment.create_networks(config, data.num_classes)
     method, _ = experiment.create_method(config, networks, data.num_classes, "end2end", "train")
     gan = experiment.init_gan(config, networks, method)

@@ -1,5 +1,6 @@
 """The modes of run.py, one function each."""
 
+import functools
 import os
 import pathlib
 from typing import Any
@@ -69,8 +70,9 @@ def train(config, flags) -> None:
 
 def evaluate(config, flags) -> None:
     from fewshotseg.results import predictor as trained
+    from fewshotseg.training import build
 
-    trained.evaluate_run(config, flags.workdir)
+    trained.evaluate_run(config, flags.workdir, build.create_data)
     _report([pathlib.Path(flags.workdir)])
 
 
@@ -115,15 +117,19 @@ def hypergradient(config, flags) -> None:
 
 
 def check(config, flags) -> None:
-    from fewshotseg.data import cases
     from fewshotseg.data import check as check_lib
+    from fewshotseg.training import build
 
     output = pathlib.Path(flags.output or pathlib.Path(flags.workdir, "check"))
-    source = cases.create_source(config.data, strict=False)
-    found = check_lib.check_source(source, output, config.data.image_size)
-    print(f"Contact sheet: {output / 'contact_sheet.png'}")
-    if found["faults"]:
-        raise errors.InputError(f"{len(found['faults'])} faults, listed above: mend them first.")
+    found = check_lib.check_source(
+        build.create_source(config.data, strict=False),
+        output,
+        config.data.image_size,
+        draw=functools.partial(build.create_split, config),
+    )
+    if number := len(found["faults"]):
+        faults, them = ("1 fault", "it") if number == 1 else (f"{number} faults", "them")
+        raise errors.InputError(f"{faults}, listed above: mend {them} first.")
 
 
 def prepare(config, flags) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from configs import demo, folder
 from fewshotseg import commands, errors
-from fewshotseg.data import cases
+from fewshotseg.data.survey import Survey
 from fewshotseg.results import predictor as trained
 from fewshotseg.runs import checkpoint
 from fewshotseg.runs import log as summaries
@@ -334,7 +334,7 @@ def test_a_folder_is_divided_without_numbers(tmp_path):
     write_pairs(tmp_path / "data", number=20)
     config = folder_config(tmp_path / "data")
     config.data.num_train = config.data.num_validation = config.data.num_test = 0
-    split = cases.create_split(config, cases.create_source(config.data))
+    split = experiment.create_split(config, Survey(experiment.create_source(config.data)))
     parts = [set(split.train), set(split.validation), set(split.test)]
     assert sum(map(len, parts)) == len(set().union(*parts)) <= 20
     assert len(split.test) == 4 and len(split.validation) >= 2

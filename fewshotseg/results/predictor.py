@@ -11,7 +11,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fewshotseg import errors
-from fewshotseg.data import cases
 from fewshotseg.data.cases import Data
 from fewshotseg.methods import METHODS
 from fewshotseg.models import factory
@@ -110,8 +109,13 @@ def is_evaluated(folder: pathlib.Path, data: Data) -> bool:
     return all((folder / "evaluation" / name / "summary.json").exists() for name in data.test_sets)
 
 
-def evaluate_run(config, workdir: str | pathlib.Path) -> None:
+def evaluate_run(config, workdir: str | pathlib.Path, create_data: Callable[[Any], Data]) -> None:
     """Evaluates every trained method of a run again, on the test sets of `config`.
+
+    Args:
+      config: of the run.
+      workdir: its folder.
+      create_data: the cases of a configuration.
 
     Raises:
       InputError: nothing has been trained there.
@@ -120,7 +124,7 @@ def evaluate_run(config, workdir: str | pathlib.Path) -> None:
     run_files.read_config(workdir)
     run_files.check_same(config, workdir)
     folders = _trained_folders(workdir)
-    data = cases.create_data(config)
+    data = create_data(config)
     for folder in folders:
         best, _ = checkpoint.load_best(folder / "checkpoints")
         evaluate_model(config, data, folder, best)

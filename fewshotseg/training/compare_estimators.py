@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fewshotseg import figures
-from fewshotseg.data import cases, split_files
+from fewshotseg.data import split_files
 from fewshotseg.results.report import plots as report_plots
 from fewshotseg.runs import checkpoint
 from fewshotseg.runs import folder as run_files
@@ -122,7 +122,7 @@ def compare_estimators(config, workdir: str | pathlib.Path) -> list[Row]:
     workdir = pathlib.Path(workdir)
     checkpoint.check_writable(workdir / "hypergradient")
     run_files.write(config, workdir)
-    data = cases.create_data(config)
+    data = experiment.create_data(config)
     split_files.write_split(workdir / "splits.json", data.split, {})
     state = _state(config, data, workdir)
     most = max(config.diagnose.inner_steps)

@@ -49,7 +49,7 @@ def train_and_evaluate(config, workdir: str | os.PathLike[str]) -> None:
             f"{config.name}: seed {config.seed}, {run_files.device()}, results in {workdir}",
             flush=True,
         )
-    data = cases.create_data(config)
+    data = experiment.create_data(config)
     if parallel.is_main():
         _describe(data, workdir)
     gan = None
