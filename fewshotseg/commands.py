@@ -138,7 +138,7 @@ def prepare(config, flags) -> None:
     if config.data.source != "tfds":
         raise errors.InputError(
             f"data.source is {config.data.source!r}: only data sets with an official download are "
-            "prepared (configs/isic.py, busi.py, ...); a folder or the demo needs no preparation."
+            "prepared (configs/public.py:busi and others); a folder or the demo needs no preparation."
         )
     if not flags.data_dir:
         raise errors.InputError(

@@ -28,7 +28,9 @@ _ORIENTATION = 0x0112  # EXIF tag; 2 to 8 mean mirrored or turned, 5 to 8 by a q
 # Larger images are refused before they are decoded: a few lines of a file can claim any size.
 MAX_MEGAPIXELS = 80
 MAX_SIDE = 32_768  # pixels
-_STRAYS = 0.05  # of the pixels that are not 0: as many may lie between the two values of a mask
+# So many pixels may lie between the two values of a mask: a share of those that are not 0, or of all.
+# One official mask of FUSeg has 84 pixels of 32 beside 285 of 255, in 512 x 512.
+_STRAYS, _STRAYS_OF_ALL = 0.05, 0.0005
 _SMEAR = 32  # how far compression may push a binary value away from 0 or 255 in flat regions
 
 
@@ -132,8 +134,8 @@ def mask_to_class_ids(
 
     One foreground class: 0 and one other value; or 0 and 255 with grey values between them, which
     are cut above 127: those of JPEG compression or smooth resizing (many values), or stray ones (a
-    few values in at most 5 % of the pixels that are not 0). Several: the values are the class ids
-    0..n.
+    few values in at most 5 % of the pixels that are not 0, or 0.05 % of all). Several: the values
+    are the class ids 0..n.
 
     Args:
       raw: `[H, W]` of numbers, as `read_mask` returns it.
@@ -165,9 +167,8 @@ def mask_to_class_ids(
     second = values[:-1].max(initial=0)
     lonely_top = second < 255 - _SMEAR and extension_of(path) not in (".jpg", ".jpeg")
     between = (values > 0) & (values < values[-1])
-    strays = values[between].min(initial=255) > 1 and (
-        counts[between].sum() <= _STRAYS * counts[values > 0].sum()
-    )
+    bound = max(_STRAYS * counts[values > 0].sum(), _STRAYS_OF_ALL * raw.size)
+    strays = values[between].min(initial=255) > 1 and counts[between].sum() <= bound
     legend = values.size <= 5 and (middle.any() or lonely_top) and not strays
     if legend or not 127 < values[-1] <= 255 or counts[middle].sum() > 0.25 * raw.size:
         raise InputError(

@@ -289,6 +289,13 @@ def test_stray_values_are_cut_with_a_note_and_a_legend_is_not():
     raw[0, 1:3] = 32  # 5 of 73: more than a twentieth
     with pytest.raises(InputError, match="0, 32, 200, 255.*legend"):
         transforms.mask_to_class_ids(raw, 1, "a.png")
+    official = np.zeros(512 * 512, np.uint8)  # the numbers of a mask of FUSeg
+    official[:285], official[300:384] = 255, 32
+    mask = transforms.mask_to_class_ids(official.reshape(512, 512), 1, "a.png")
+    assert mask.sum() == 285
+    official[384:500] = 32
+    with pytest.raises(InputError, match="0, 32, 255.*legend"):
+        transforms.mask_to_class_ids(official.reshape(512, 512), 1, "a.png")
     ids = BLOB * np.uint8(255)
     ids[0, 0] = 1  # a class id beside an ignore label, however rare
     with pytest.raises(InputError, match="0, 1, 255"):
