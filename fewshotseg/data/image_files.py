@@ -148,7 +148,7 @@ def mask_to_class_ids(
     Raises:
       InputError: values that fit neither reading; the message lists them and the likely cause.
     """
-    values, counts = np.unique(raw, return_counts=True)
+    values, counts = _count_values(raw)
     foreground = values[values != 0]
     if values[0] < 0 or np.any(values != np.floor(values)):
         raise InputError(
@@ -181,7 +181,7 @@ def mask_to_class_ids(
 
 def mask_notes(raw: np.ndarray, num_foreground_classes: int) -> tuple[str, ...]:
     """What `mask_to_class_ids` assumed about a mask it accepts; empty for 0/1, 0/255 or ids."""
-    values = np.unique(raw)
+    values, _ = _count_values(raw)
     if num_foreground_classes > 1 or values[-1] <= 1:
         return ()
     if values.size > 2:
@@ -299,6 +299,15 @@ def _read_one_mask(path: str | pathlib.Path) -> np.ndarray:
             "0, 1, 2, ... in one grey channel, or one black and white file per class."
         )
     return np.ascontiguousarray(colours[..., number // 2])
+
+
+def _count_values(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`np.unique` with counts, without sorting millions of bytes."""
+    if raw.dtype != np.uint8:
+        return np.unique(raw, return_counts=True)
+    counts = np.bincount(raw.ravel())
+    values = np.flatnonzero(counts)
+    return values, counts[values]
 
 
 def _multiclass_message(values: np.ndarray, classes: int, path: str | pathlib.Path) -> str:

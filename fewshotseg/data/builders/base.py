@@ -109,7 +109,7 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         self, dl_manager
     ) -> Mapping[str, Sequence[Callable[[], Iterator]]]:
         items = self.checked_items(pathlib.Path(dl_manager.manual_dir))
-        self._bar.total = len(items)
+        self._bar.reset(total=len(items))
         by_split = {}
         for item in items:
             by_split.setdefault(item.split, []).append(item)
@@ -150,7 +150,8 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         if number > 1:
             paths = [str(item.image) for item in items if item.id == case_id]
             faults.append(f"{paths[0]} and {paths[1]}: two images are called {case_id!r}.")
-        for item in tqdm(items, f"{self.name}: looking at masks", disable=not self.show_progress):
+        label = f"{self.name}: looking at masks"
+        for item in tqdm(items, label, leave=False, disable=not self.show_progress):
             if all(mask.is_file() for mask in item.masks):
                 try:
                     self._read_mask(item, transforms.read_size(item.image))
