@@ -40,7 +40,7 @@ class Predictor:
     Attributes:
       predict_probabilities: float32 `[B, S, S, C]` in [-1, 1] to `[B, S, S, K]` in [0, 1]; K is 1
         (foreground) for one class, else number of classes + 1, background first.
-      image_size: S, in pixels.
+      image_size: S, or (height, width), in pixels.
       channels: C, 1 or 3.
       class_names: the foreground classes, with ids 1, 2, ...
       threshold: probability from which a pixel is foreground; only for K = 1.
@@ -48,7 +48,7 @@ class Predictor:
     """
 
     predict_probabilities: PredictProbabilities
-    image_size: int
+    image_size: canvas.Size
     channels: int
     class_names: tuple[str, ...]
     threshold: float
@@ -138,8 +138,8 @@ def predict_files(
     batch_size = max(1, min(batch_size, len(files)))
     network = _Timed(predictor.predict_probabilities)
     timed = dataclasses.replace(predictor, predict_probabilities=network)
-    side = predictor.image_size
-    network(np.zeros((batch_size, side, side, predictor.channels), np.float32))
+    size = canvas.as_size(predictor.image_size)
+    network(np.zeros((batch_size, *size, predictor.channels), np.float32))
     compile_seconds, network.seconds = network.seconds, 0.0
     started, rows = time.perf_counter(), []
     keys = [path.relative_to(root).as_posix() for path in files]

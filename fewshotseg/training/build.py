@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fewshotseg import errors
-from fewshotseg.data import augment, cases
+from fewshotseg.data import augment, canvas, cases
 from fewshotseg.data import batches as input_pipeline
 from fewshotseg.data.split_files import Split
 from fewshotseg.data.survey import Survey
@@ -72,7 +72,9 @@ def _draw(config) -> dict[str, Any]:
 def create_networks(config, num_classes: int) -> dict[str, Any]:
     """Generator, discriminator and segmenter modules."""
     fields = dict(config.generator)
-    fields["num_levels"] = generator_lib.max_levels(config.data.image_size, fields["num_levels"])
+    fields["num_levels"] = generator_lib.max_levels(
+        min(canvas.as_size(config.data.image_size)), fields["num_levels"]
+    )
     return {
         "generator": model_factory.create_generator(fields, config.data.channels),
         "discriminator": model_factory.create_discriminator(dict(config.discriminator)),
@@ -140,10 +142,10 @@ def init_theta(config, num_levels: int) -> dict[str, Any]:
 
 def init_gan(config, networks, method: genseg.Method) -> state_lib.GanState:
     """Untrained generator and discriminator."""
-    size, channels = config.data.image_size, config.data.channels
+    size, channels = canvas.as_size(config.data.image_size), config.data.channels
     theta = init_theta(config, networks["generator"].num_levels)
-    mask = jnp.zeros((1, size, size, method.num_classes - 1))
-    image = jnp.zeros((1, size, size, channels))
+    mask = jnp.zeros((1, *size, method.num_classes - 1))
+    image = jnp.zeros((1, *size, channels))
     keys = jax.random.split(jax.random.fold_in(_keys(config, "init"), 1))
 
     @jax.jit
@@ -159,7 +161,7 @@ def init_gan(config, networks, method: genseg.Method) -> state_lib.GanState:
 
 def init_segmenter(config, networks, method: genseg.Method) -> state_lib.SegmenterState:
     """Untrained segmenter; the same for every method of one seed."""
-    image = jnp.zeros((1, config.data.image_size, config.data.image_size, config.data.channels))
+    image = jnp.zeros((1, *canvas.as_size(config.data.image_size), config.data.channels))
 
     @jax.jit
     def init(key):

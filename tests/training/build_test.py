@@ -8,6 +8,26 @@ from configs import demo
 from fewshotseg.training import build
 
 
+def test_networks_and_data_of_a_canvas_that_is_no_square():
+    config = demo.get_config("runlocal")
+    config.data.image_size = (16, 32)
+    data = build.create_data(config)
+    assert data.train["image"].shape == (6, 16, 32, 3)
+    networks = build.create_networks(config, data.num_classes)
+    image, mask = jnp.zeros((1, 16, 32, 3)), jnp.zeros((1, 16, 32, 1))
+    logits, _ = jax.eval_shape(
+        lambda: networks["segmenter"].init_with_output(jax.random.key(0), image)
+    )
+    assert logits.shape == (1, 16, 32, 1)
+    theta = build.init_theta(config, networks["generator"].num_levels)
+    drawn, _ = jax.eval_shape(
+        lambda: networks["generator"].init_with_output(
+            jax.random.key(0), mask, theta["architecture"], None
+        )
+    )
+    assert drawn.shape == image.shape
+
+
 def test_fields_and_steps_reach_the_draws():
     config = demo.get_config("runlocal")
     for kind in ("real", "mask"):
