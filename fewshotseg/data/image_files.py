@@ -191,14 +191,16 @@ def mask_notes(raw: np.ndarray, num_foreground_classes: int) -> tuple[str, ...]:
 
 def _open(path: str | pathlib.Path, in_memory: bool = False) -> Image.Image:
     path = pathlib.Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file.")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: the file is empty (0 bytes): copy it again from its source.")
     try:
+        if not path.is_file():
+            raise InputError(f"{path}: there is no such file.")
+        if path.stat().st_size == 0:
+            raise InputError(f"{path}: the file is empty (0 bytes): copy it again from its source.")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we are stricter
             image = Image.open(io.BytesIO(path.read_bytes()) if in_memory else path)
+    except InputError:
+        raise
     except PermissionError as error:
         raise InputError(f"{path}: no permission to read this file.") from error
     except Image.DecompressionBombError as error:

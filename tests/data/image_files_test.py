@@ -181,6 +181,19 @@ def test_unreadable_files_name_file_and_remedy(tmp_path):
                 read(tmp_path / name)
 
 
+def test_a_forbidden_file_is_named(tmp_path, monkeypatch):
+    path = _save(tmp_path, "a.png", RAMP)
+
+    def forbidden(self, *_, **__):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    for method in ("read_bytes", "is_file"):  # of a file, of a folder that can only be listed
+        with monkeypatch.context() as patch:
+            patch.setattr("pathlib.Path." + method, forbidden)
+            with pytest.raises(InputError, match=r"a\.png: no permission"):
+                transforms.read_image(path)
+
+
 def test_read_size_reads_the_header(tmp_path):
     assert transforms.read_size(_save(tmp_path, "a.png", RAMP)) == (3, 4)
 

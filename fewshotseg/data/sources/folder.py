@@ -194,7 +194,11 @@ def _folder_pairs(images_dir, masks_dir) -> list[tuple[pathlib.Path, pathlib.Pat
             "pairs, in the same order."
         )
     for kind, folder in [("images", f) for f in images] + [("masks", f) for f in masks]:
-        if not folder.is_dir():
+        try:
+            missing = not folder.is_dir()
+        except PermissionError as error:
+            raise InputError(f"{folder}: no permission to read this folder.") from error
+        if missing:
             what = "is a file, not a folder" if folder.is_file() else "there is no such folder"
             raise InputError(f"{folder}: {what}: give the folder that holds the {kind}.")
     return list(zip(images, masks, strict=True))

@@ -95,8 +95,8 @@ def _create_builder(builder_cls, data_dir: pathlib.Path):
         return builder_cls(data_dir=data_dir, file_format="array_record")
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"{data_dir / builder_cls.name}: the prepared data set is damaged ({error}): delete this "
-            "folder and prepare it again."
+            f"{data_dir / builder_cls.name}: the prepared data set is damaged: delete this folder and "
+            "prepare it again."
         ) from error
 
 
@@ -184,8 +184,8 @@ class TfdsSource:
             image, mask = _decode(example["image"]), _decode(example["mask"])[..., 0]
         except Exception as error:  # array_record raises whatever its C++ side reports
             raise InputError(
-                f"{self._data_path}: case {case_id!r} cannot be read ({error}): delete this folder "
-                "and prepare the data set again."
+                f"{self._data_path}: case {case_id!r} cannot be read: delete this folder and prepare "
+                "the data set again."
             ) from error
         if stored_id != case_id:
             raise InputError(
