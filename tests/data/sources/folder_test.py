@@ -315,6 +315,10 @@ def test_real_layouts(shared_data):
         )
         assert len(source.ids) == number and source.ids[0].startswith("ISIC_")
         assert source.load(source.ids[0]).mask.any()
+    drive = shared_data / "drive" / "DRIVE" / "training"
+    source = FolderSource(drive / "images", drive / "1st_manual")
+    assert len(source.ids) == 10 and "21_training" in source.ids
+    assert 0.05 < source.load("21_training").mask.mean() < 0.2
     kvasir = shared_data / "kvasir_seg" / "Kvasir-SEG"
     source = FolderSource(kvasir / "images", kvasir / "masks")
     assert len(source.ids) == 200
