@@ -25,8 +25,8 @@ from fewshotseg.genseg import levels as genseg
 from fewshotseg.runs import checkpoint
 from fewshotseg.runs import folder as run_files
 from fewshotseg.training import build as experiment
+from fewshotseg.training import build_data, train
 from fewshotseg.training import devices as parallel
-from fewshotseg.training import train
 
 
 def shift(theta, direction, amount):
@@ -41,7 +41,7 @@ def main():
     parser.add_argument("--distance", type=float, default=0.3, help="norm of the move of theta")
     args = parser.parse_args()
     config = ConfigDict(run_files.read_config(args.run))
-    data = experiment.create_data(config)
+    data = build_data.create_data(config)
     networks = experiment.create_networks(config, data.num_classes)
     method, _ = experiment.create_method(config, networks, data.num_classes, "end2end", "train")
     gan = experiment.init_gan(config, networks, method)

@@ -70,9 +70,9 @@ def train(config, flags) -> None:
 
 def evaluate(config, flags) -> None:
     from fewshotseg.results import predictor as trained
-    from fewshotseg.training import build
+    from fewshotseg.training import build_data
 
-    trained.evaluate_run(config, flags.workdir, build.create_data)
+    trained.evaluate_run(config, flags.workdir, build_data.create_data)
     _report([pathlib.Path(flags.workdir)])
 
 
@@ -118,14 +118,14 @@ def hypergradient(config, flags) -> None:
 
 def check(config, flags) -> None:
     from fewshotseg.data import check as check_lib
-    from fewshotseg.training import build
+    from fewshotseg.training import build_data
 
     output = pathlib.Path(flags.output or pathlib.Path(flags.workdir, "check"))
     found = check_lib.check_source(
-        build.create_source(config.data, strict=False),
+        build_data.create_source(config.data, strict=False),
         output,
         config.data.image_size,
-        draw=functools.partial(build.create_split, config),
+        draw=functools.partial(build_data.create_split, config),
     )
     if number := len(found["faults"]):
         faults, them = ("1 fault", "it") if number == 1 else (f"{number} faults", "them")

@@ -23,7 +23,7 @@ from fewshotseg.runs import checkpoint
 from fewshotseg.runs import folder as run_files
 from fewshotseg.runs import log as summaries
 from fewshotseg.training import build as experiment
-from fewshotseg.training import config_check, train
+from fewshotseg.training import build_data, config_check, train
 from fewshotseg.training import estimators as estimator_factory
 
 REFERENCE = "mixed_mode"
@@ -122,7 +122,7 @@ def compare_estimators(config, workdir: str | pathlib.Path) -> list[Row]:
     workdir = pathlib.Path(workdir)
     checkpoint.check_writable(workdir / "hypergradient")
     run_files.write(config, workdir)
-    data = experiment.create_data(config)
+    data = build_data.create_data(config)
     split_files.write_split(workdir / "splits.json", data.split, {})
     state = _state(config, data, workdir)
     most = max(config.diagnose.inner_steps)

@@ -20,7 +20,7 @@ from fewshotseg.results import predictor as trained
 from fewshotseg.runs import checkpoint
 from fewshotseg.runs import folder as run_files
 from fewshotseg.training import build as experiment
-from fewshotseg.training import config_check
+from fewshotseg.training import build_data, config_check
 from fewshotseg.training import devices as parallel
 from fewshotseg.training import estimators as estimator_factory
 from fewshotseg.training.loop import Stage
@@ -49,7 +49,7 @@ def train_and_evaluate(config, workdir: str | os.PathLike[str]) -> None:
             f"{config.name}: seed {config.seed}, {run_files.device()}, results in {workdir}",
             flush=True,
         )
-    data = experiment.create_data(config)
+    data = build_data.create_data(config)
     if parallel.is_main():
         _describe(data, workdir)
     gan = None

@@ -9,7 +9,7 @@ from fewshotseg.data import cases
 from fewshotseg.data.sources.phantom import PhantomSource
 from fewshotseg.data.survey import Survey
 from fewshotseg.errors import InputError
-from fewshotseg.training import build
+from fewshotseg.training import build_data
 
 
 def test_test_cases_are_spread_over_the_sorted_ids():
@@ -23,9 +23,9 @@ def test_test_cases_are_spread_over_the_sorted_ids():
 
 def test_a_split_has_at_most_so_many_test_cases():
     config = demo.get_config("runlocal")
-    survey = Survey(build.create_source(config.data))
-    every = build.create_split(_without_limit(config), survey)
-    few = build.create_split(config, survey)
+    survey = Survey(build_data.create_source(config.data))
+    every = build_data.create_split(_without_limit(config), survey)
+    few = build_data.create_split(config, survey)
     assert len(few.test) == config.data.num_test == 4 < len(every.test)
     assert few.test == cases.spread(every.test, 4) != every.test[:4]
     assert few.train == every.train and few.validation == every.validation
@@ -62,7 +62,7 @@ def test_a_new_source_is_one_row(monkeypatch):
     monkeypatch.setitem(cases.SOURCES, "toy", lambda fields, strict: toy)
     config = demo.get_config("runlocal")
     config.data.source = "toy"
-    assert build.create_data(config).source is toy
+    assert build_data.create_data(config).source is toy
 
 
 def test_further_test_sets_from_one_line(tmp_path):
@@ -72,7 +72,7 @@ def test_further_test_sets_from_one_line(tmp_path):
     line = f"one={tmp_path}/a,two={tmp_path}/b/images:{tmp_path}/b/drawn,three={tmp_path}/c.csv"
     config = demo.get_config("runlocal")
     config.test_folders = line
-    sources = build.create_test_sources(config)
+    sources = build_data.create_test_sources(config)
     assert {name: len(source.ids) for name, source in sources.items()} == {
         "shifted": 4, "one": 3, "two": 2, "three": 1
     }  # fmt: skip
@@ -82,4 +82,4 @@ def test_further_test_sets_from_one_line(tmp_path):
             cases.create_test_folders(wrong, ("lesion",))
     config.test_folders = line.replace("one", "shifted")
     with pytest.raises(InputError, match="both have 'shifted'"):
-        build.create_test_sources(config)
+        build_data.create_test_sources(config)

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import demo
-from fewshotseg.training import build
+from fewshotseg.training import build, build_data
 
 
 def test_networks_and_data_of_a_canvas_that_is_no_square():
     config = demo.get_config("runlocal")
     config.data.image_size = (16, 32)
-    data = build.create_data(config)
+    data = build_data.create_data(config)
     assert data.train["image"].shape == (6, 16, 32, 3)
     networks = build.create_networks(config, data.num_classes)
     image, mask = jnp.zeros((1, 16, 32, 3)), jnp.zeros((1, 16, 32, 1))
