@@ -22,12 +22,11 @@ from ml_collections import ConfigDict
 
 from fewshotseg import hypergradient
 from fewshotseg.data import batches as input_pipeline
-from fewshotseg.data import cases
 from fewshotseg.genseg import levels
 from fewshotseg.methods import METHODS
 from fewshotseg.runs import checkpoint
 from fewshotseg.runs import folder as run_files
-from fewshotseg.training import build, devices, stages
+from fewshotseg.training import build, build_data, devices, stages
 
 
 def shift(theta, direction, amount):
@@ -42,7 +41,7 @@ def main():
     parser.add_argument("--distance", type=float, default=0.3, help="norm of the move of theta")
     args = parser.parse_args()
     config = ConfigDict(run_files.read_config(args.run))
-    data = cases.create_data(config)
+    data = build_data.create_data(config)
     spec, method = build.create_spec(config, data.num_classes), METHODS["end2end"]
     parts = build.create_parts(config, spec, method, "train")
     moving = stages.moving_players(parts, method)

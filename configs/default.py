@@ -4,7 +4,7 @@ Other files start from `get_config` here and override what differs. Choices can 
 colon: `--config=configs/demo.py:method=end2end,segmenter=unet,seed=1,runlocal`.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 METHODS = ("real_plain", "real_only", "real_only_half", "separate", "joint", "end2end")
 
@@ -23,11 +23,13 @@ def source_config() -> ConfigDict:
     config.folder.name = "folder"  # appears in reports; part of the seed of the split
     config.folder.images_dir = ""  # or several, joined by ','
     config.folder.masks_dir = ""  # may be the same folder; as many as images_dir
+    config.folder.pairs_csv = ""  # or a table with the columns image, mask[, group]
+    config.folder.mask_pattern = ""  # such as '{stem}_expert1', where names are unusual
     config.folder.class_names = ("foreground",)  # ids 1, 2, ... in this order
     config.folder.include = ""  # text file of case ids to use; '' for all
     config.folder.group_pattern = ""  # regular expression; what it finds in an id is the patient
     config.tfds = ConfigDict()
-    config.tfds.name = "isic2017"  # see fewshotseg/data/datasets.py
+    config.tfds.name = "isic2017"  # a data set of configs/public.py
     config.tfds.data_dir = "datasets"  # where `--mode=prepare` put the prepared data
     return config
 
@@ -59,15 +61,18 @@ def get_config(arg: str = "") -> ConfigDict:
     config.methods = ("real_only", "separate", "end2end")
 
     config.data = source_config()
-    config.data.image_size = 96  # pixels of the square the networks see
+    # Pixels of the canvas the networks see: a number for a square, or (height, width).
+    config.data.image_size = FieldReference(96, field_type=object)
     config.data.channels = 3  # 1 or 3
     # Labelled cases the weights are trained on, and those of the outer loss and the selection;
     # both 0: all that are not test cases, a fifth of them to validate.
     config.data.num_train = 32
     config.data.num_validation = 8
     config.data.num_test = 0  # at most so many test cases, evenly spaced; 0 for all
-    config.data.split_file = ""  # JSON lists of ids {"train": [], "validation": [], "test": []}
-    # Further test sets, e.g. out of domain: name -> source_config().
+    config.data.split_file = ""  # JSON lists of ids, such as {"pool": [], "test": []}: docs/data.md
+    # Further test sets, e.g. out of domain: 'NAME=FOLDER,...', FOLDER with images and masks, or
+    # IMAGES:MASKS, or PAIRS.csv; in a configuration file also name -> source_config().
+    config.test_folders = ""
     config.test_sets = ConfigDict()
 
     # Networks by name, with a block of fields each; only the block of that name is read.

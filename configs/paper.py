@@ -1,6 +1,6 @@
 """The constants of the GenSeg paper and of its authors' code, on ISIC 2018 with 40 labelled images.
 
-python run.py --mode=prepare --config=configs/isic.py --data_dir=DOWNLOADS
+python run.py --mode=prepare --config=configs/public.py:isic2018 --data_dir=DOWNLOADS
 python run.py --config=configs/paper.py --workdir=runs/paper
 
 Differs from them: group instead of batch normalisation, images in [-1, 1], no plateau schedule, augmented

@@ -1,6 +1,7 @@
 """The modes of the command line, one function each."""
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -139,10 +140,11 @@ def _planned(config, workdir, minutes):
 
 def evaluate(config, flags) -> None:
     from fewshotseg.results import predictor as trained
+    from fewshotseg.training import build_data
 
     _require_run(flags)
     with _alone_in(flags.workdir):
-        trained.evaluate_run(config, flags.workdir)
+        trained.evaluate_run(config, flags.workdir, build_data.create_data)
         _report([pathlib.Path(flags.workdir)])
 
 
@@ -200,15 +202,19 @@ def hypergradient(config, flags) -> None:
 
 
 def check(config, flags) -> None:
-    from fewshotseg.data import cases
     from fewshotseg.data import check as check_lib
+    from fewshotseg.training import build_data
 
     output = pathlib.Path(flags.output or pathlib.Path(flags.workdir, "check"))
-    source = cases.create_source(config.data, strict=False)
-    found = check_lib.check_source(source, output, config.data.image_size)
-    print(f"Contact sheet: {output / 'contact_sheet.png'}")
-    if found["faults"]:
-        raise errors.InputError(f"{len(found['faults'])} faults, listed above: mend them first.")
+    found = check_lib.check_source(
+        build_data.create_source(config.data, strict=False),
+        output,
+        config.data.image_size,
+        draw=functools.partial(build_data.create_split, config),
+    )
+    if number := len(found["faults"]):
+        faults, them = ("1 fault", "it") if number == 1 else (f"{number} faults", "them")
+        raise errors.InputError(f"{faults}, listed above: mend {them} first.")
 
 
 def prepare(config, flags) -> None:
@@ -217,7 +223,7 @@ def prepare(config, flags) -> None:
     if config.data.source != "tfds":
         raise errors.InputError(
             f"data.source is {config.data.source!r}: only data sets with an official download are "
-            "prepared (configs/isic.py, busi.py, ...); a folder or the demo needs no preparation."
+            "prepared (configs/public.py:busi and others); a folder or the demo needs no preparation."
         )
     if not flags.data_dir:
         raise errors.InputError(

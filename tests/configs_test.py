@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import default
+from configs import default, public
+from fewshotseg.data.sources.tfds import DATASETS
 from fewshotseg.methods import METHODS
 from fewshotseg.training import build, config_check, stages
 
@@ -20,7 +21,19 @@ def load(name, arg=""):
     return importlib.import_module(f"configs.{name}").get_config(arg)
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_public_data_sets():
+    assert public.DATASETS.keys() == DATASETS.keys()
+    for name in public.DATASETS:
+        config = load("public", f"{name},seed=3")
+        assert config.is_locked and config.seed == 3 and config.data.tfds.name == name
+        config_check.check_config(config)
+    assert load("public", "busi").data.channels == 1
+    assert load("public", "drive").outer.batch_size == 2
+    with pytest.raises(ValueError, match="no data set 'bussi'.*busi_with_normal"):
+        load("public", "bussi")
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "public"])
 def test_config_is_sound(name):
     config = load(name)
     config_check.check_config(config)

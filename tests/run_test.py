@@ -19,11 +19,11 @@ from PIL import Image
 
 from configs import demo, folder
 from fewshotseg import commands, errors
-from fewshotseg.data import cases
+from fewshotseg.data.survey import Survey
 from fewshotseg.results import predictor as trained
 from fewshotseg.runs import checkpoint
 from fewshotseg.runs import log as summaries
-from fewshotseg.training import config_check
+from fewshotseg.training import build_data, config_check
 from fewshotseg.training import devices as parallel
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -336,7 +336,7 @@ def test_a_folder_is_divided_without_numbers(tmp_path):
     write_pairs(tmp_path / "data", number=20)
     config = folder_config(tmp_path / "data")
     config.data.num_train = config.data.num_validation = config.data.num_test = 0
-    split = cases.create_split(config, cases.create_source(config.data))
+    split = build_data.create_split(config, Survey(build_data.create_source(config.data)))
     parts = [set(split.train), set(split.validation), set(split.test)]
     assert sum(map(len, parts)) == len(set().union(*parts)) <= 20
     assert len(split.test) == 4 and len(split.validation) >= 2

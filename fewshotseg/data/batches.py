@@ -8,28 +8,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fewshotseg.data import augment
+from fewshotseg.data import augment, canvas
 from fewshotseg.types import Batch, CaseSource, PRNGKey
 
 
 def load_arrays(
-    source: CaseSource, case_ids: tuple[str, ...], image_size: int, channels: int
+    source: CaseSource, case_ids: tuple[str, ...], image_size: canvas.Size, channels: int
 ) -> dict[str, np.ndarray]:
     """Cases as network-size arrays.
 
     Returns:
-      'image' float32 `[N, S, S, C]` in [-1, 1] and 'mask' uint8 `[N, S, S]`.
+      'image' float32 `[N, *image_size, C]` in [-1, 1] and 'mask' uint8 `[N, *image_size]`.
 
     Raises:
       InputError: a case cannot be read; the message names the file.
     """
-    from fewshotseg.data import image_files as transforms
-
     images, masks = [], []
     for case_id in case_ids:
         case = source.load(case_id)
-        images.append(transforms.to_network_image(case.image, image_size, channels))
-        masks.append(transforms.to_network_mask(case.mask, image_size))
+        images.append(canvas.to_network_image(case.image, image_size, channels))
+        masks.append(canvas.to_network_mask(case.mask, image_size))
     return {"image": np.stack(images), "mask": np.stack(masks)}
 
 

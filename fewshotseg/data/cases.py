@@ -1,15 +1,17 @@
-"""The cases of an experiment, from its configuration: source, split, arrays."""
+"""The cases of an experiment: where they come from, which side they are on, and their arrays."""
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from fewshotseg import errors
-from fewshotseg.data import batches as input_pipeline
-from fewshotseg.data import split_files, splits
+from fewshotseg.data import batches, canvas, split_files, splits
 from fewshotseg.data.sources import folder, phantom
+from fewshotseg.data.survey import Survey
 from fewshotseg.types import CaseSource
 
 TEST_FRACTION = 0.2  # of the cases, where nothing else says which ones test
@@ -22,9 +24,10 @@ class Data:
     Attributes:
       source: where they come from.
       split: ids of the training, validation and test cases.
-      train: arrays of the training cases, see `input_pipeline.load_arrays`.
+      train: arrays of the training cases, see `batches.load_arrays`.
       validation: likewise.
-      test_sets: name -> (source, ids).
+      test_sets: name -> (source, ids); the own one is called 'test'.
+      survey: what was seen of the source's cases.
     """
 
     source: CaseSource
@@ -32,6 +35,7 @@ class Data:
     train: Mapping[str, np.ndarray]
     validation: Mapping[str, np.ndarray]
     test_sets: Mapping[str, tuple[CaseSource, tuple[str, ...]]]
+    survey: Survey
 
     @property
     def num_classes(self) -> int:
@@ -39,60 +43,197 @@ class Data:
         return len(self.source.class_names) + 1
 
 
-def create_source(config, strict: bool = True) -> CaseSource:
-    """The source that `config.source` names.
+def _phantom(fields: Mapping[str, Any], strict: bool) -> CaseSource:
+    del strict  # nothing can be wrong with its files
+    return phantom.PhantomSource(**fields)
 
-    Args:
-      config: a `source_config()` of configs/default.py.
-      strict: raise the first fault of a folder; otherwise it is kept in the source's `faults`.
 
-    Raises:
-      InputError: an unknown source, or whatever is wrong with its files.
-    """
-    if config.source == "phantom":
-        return phantom.PhantomSource(**config.phantom.to_dict())
-    if config.source == "folder":
-        fields = config.folder.to_dict()
+def _folder(fields: Mapping[str, Any], strict: bool) -> CaseSource:
+    fields = dict(fields)
+    if not fields["pairs_csv"]:
         for field in ("images_dir", "masks_dir"):
             if not fields[field]:
                 raise errors.InputError(
                     f"data.folder.{field} is empty: give --config.data.folder.{field}=FOLDER."
                 )
             fields[field] = fields[field].split(",")
-        fields["include"] = fields["include"] or None
-        fields["group_pattern"] = fields["group_pattern"] or None
-        return folder.FolderSource(**fields, strict=strict)
-    if config.source == "tfds":
-        from fewshotseg.data.sources import tfds as datasets  # slow to import
-
-        return datasets.TfdsSource(**config.tfds.to_dict())
-    raise errors.InputError(f"data.source is {config.source!r}: use 'phantom', 'folder' or 'tfds'.")
+    for field in ("pairs_csv", "include", "group_pattern"):
+        fields[field] = fields[field] or None
+    return folder.FolderSource(**fields, strict=strict)
 
 
-def create_split(config, source: CaseSource) -> split_files.Split:
-    """Few-shot split of the seed, or the lists of `data.split_file`."""
-    fields = config.data
-    lists = fields.split_file or None
+def _tfds(fields: Mapping[str, Any], strict: bool) -> CaseSource:
+    from fewshotseg.data.sources import tfds  # slow to import
+
+    del strict  # prepared data has been checked
+    return tfds.TfdsSource(**fields)
+
+
+# Name -> maker from the fields of the block of that name.
+SOURCES: Mapping[str, Callable[[Mapping[str, Any], bool], CaseSource]] = {
+    "phantom": _phantom,
+    "folder": _folder,
+    "tfds": _tfds,
+}
+
+
+def create_source(name: str, fields: Mapping[str, Any], strict: bool = True) -> CaseSource:
+    """A source of cases.
+
+    Args:
+      name: a key of `SOURCES`.
+      fields: of the block of that name in configs/default.py.
+      strict: raise the first fault of a folder; otherwise all are kept in the source's `faults`.
+
+    Raises:
+      InputError: an unknown source, or whatever is wrong with its files.
+    """
+    if name not in SOURCES:
+        raise errors.InputError(f"data.source is {name!r}: use one of {', '.join(SOURCES)}.")
+    return SOURCES[name](fields, strict)
+
+
+def create_test_folders(
+    places: str, class_names: tuple[str, ...], mask_pattern: str = ""
+) -> dict[str, CaseSource]:
+    """Further test sets by name, from one line.
+
+    Args:
+      places: 'NAME=PLACE', several joined by ','. A PLACE is a folder that holds images and masks,
+        or IMAGES_FOLDER:MASKS_FOLDER, or a table of pairs (.csv).
+      class_names: as of the training data.
+      mask_pattern: likewise.
+
+    Raises:
+      InputError: a line of another form, or whatever is wrong with the files.
+    """
+    sources: dict[str, CaseSource] = {}
+    for entry in filter(None, places.split(",")):
+        name, found, place = entry.partition("=")
+        name = name.strip()
+        if not found or not place or not re.fullmatch(r"[\w-]+", name) or name in sources:
+            raise errors.InputError(
+                f"test_folders has {entry!r}: write NAME=FOLDER, NAME=IMAGES:MASKS or "
+                "NAME=PAIRS.csv, each NAME once and of letters and digits."
+            )
+        if place.lower().endswith(".csv"):
+            where = {"pairs_csv": place}
+        else:
+            images, _, masks = place.partition(":")
+            where = {"images_dir": images, "masks_dir": masks or images}
+        sources[name] = folder.FolderSource(
+            **where, class_names=class_names, name=name, mask_pattern=mask_pattern, minimum_cases=1
+        )
+    return sources
+
+
+def create_split(
+    survey: Survey,
+    *,
+    num_train: int,
+    num_validation: int,
+    seed: int,
+    num_test: int = 0,
+    split_file: str = "",
+    test_sources: Mapping[str, CaseSource] | None = None,
+) -> split_files.Split:
+    """Few-shot split of the seed, or the lists of a file; see `splits.few_shot_split`.
+
+    Args:
+      survey: of the source.
+      num_train: training cases; 0 (with `num_validation` 0) for as many as there are, a fifth of
+        them to validate.
+      num_validation: validation cases.
+      seed: of the draw.
+      num_test: at most so many test cases, evenly spaced; 0 for all.
+      split_file: lists of ids; '' for none.
+      test_sources: further test sets by name.
+
+    Raises:
+      InputError: not enough cases, bad lists, or a further test set with other classes.
+    """
+    source, lists = survey.source, split_file or None
     draw = functools.partial(
         splits.few_shot_split,
         source,
-        seed=config.seed,
+        seed=seed,
         lists=lists,
         test_fraction=TEST_FRACTION,
+        survey=survey,
+        further={
+            name: (Survey(other), _test_ids(name, other, source))
+            for name, other in (test_sources or {}).items()
+        },
     )
-    if fields.num_train:
-        split = draw(num_train=fields.num_train, num_validation=fields.num_validation)
+    if num_train:
+        split = draw(num_train=num_train, num_validation=num_validation)
     else:
         split = _draw_all(draw, source, lists)
-    if fields.num_test:
-        split = dataclasses.replace(split, test=spread(split.test, fields.num_test))
-    return split
+    return _limit_test(split, num_test) if num_test else split
+
+
+def create_data(
+    source: CaseSource,
+    *,
+    image_size: canvas.Size,
+    channels: int,
+    test_sources: Mapping[str, CaseSource] | None = None,
+    **draw: Any,
+) -> Data:
+    """Draws the few-shot split and loads the training and validation cases.
+
+    Args:
+      source: of the cases.
+      image_size: of the networks, in pixels.
+      channels: 1 or 3.
+      test_sources: further test sets by name.
+      **draw: what else `create_split` takes.
+
+    Raises:
+      InputError: not enough cases, bad lists, no foreground, or a case that cannot be read.
+    """
+    survey, test_sources = Survey(source, image_size), test_sources or {}
+    split = create_split(survey, test_sources=test_sources, **draw)
+    train = batches.load_arrays(source, split.train, image_size, channels)
+    validation = batches.load_arrays(source, split.validation, image_size, channels)
+    if not train["mask"].any():
+        raise errors.InputError(
+            f"none of the {len(split.train)} training masks of {source.name} has any foreground: "
+            "check the masks with --mode=check."
+        )
+    test_sets = {"test": (source, split.test)}
+    for name, other in test_sources.items():
+        test_sets[name] = (other, _test_ids(name, other, source))
+    return Data(source, split, train, validation, test_sets, survey)
 
 
 def spread(ids: tuple[str, ...], number: int) -> tuple[str, ...]:
     """At most `number` of `ids`, evenly spaced: the first ones may all be of one kind."""
     number = min(number, len(ids))
     return tuple(ids[i * len(ids) // number] for i in range(number))
+
+
+def _limit_test(split: split_files.Split, number: int) -> split_files.Split:
+    test = spread(split.test, number)
+    kept = {
+        field: {
+            part: {i: value for i, value in of_part.items() if part != "test" or i in set(test)}
+            for part, of_part in getattr(split, field).items()
+        }
+        for field in ("clusters", "groups")
+    }
+    return dataclasses.replace(split, test=test, **kept)
+
+
+def _test_ids(name: str, source: CaseSource, ours: CaseSource) -> tuple[str, ...]:
+    if name == "test":
+        raise errors.InputError("a further test set is called 'test': give it another name.")
+    if len(source.class_names) != len(ours.class_names):
+        raise errors.InputError(
+            f"the test set {name} has the classes {', '.join(source.class_names)}, but "
+            f"{ours.name} has {', '.join(ours.class_names)}: test on the same classes."
+        )
+    return tuple(source.official_splits.get("test", source.ids))
 
 
 def _draw_all(draw, source, lists, tries=5):
@@ -108,23 +249,3 @@ def _draw_all(draw, source, lists, tries=5):
             if left == 1:
                 raise
         free = free - max(1, free // 10)
-
-
-def create_data(config) -> Data:
-    """Draws the few-shot split and loads the training and validation cases."""
-    source = create_source(config.data)
-    split = create_split(config, source)
-    size, channels = config.data.image_size, config.data.channels
-    train = input_pipeline.load_arrays(source, split.train, size, channels)
-    validation = input_pipeline.load_arrays(source, split.validation, size, channels)
-    if not train["mask"].any():
-        raise errors.InputError(
-            f"none of the {len(split.train)} training masks of {source.name} has any foreground: "
-            "check the masks with --mode=check."
-        )
-    test_sets = {"test": (source, split.test)}
-    for name, test_config in config.test_sets.items():
-        test_source = create_source(test_config)
-        ids = test_source.official_splits.get("test", test_source.ids)
-        test_sets[name] = (test_source, tuple(ids))
-    return Data(source, split, train, validation, test_sets)

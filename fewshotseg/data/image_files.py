@@ -1,12 +1,12 @@
-"""Image files to arrays, arrays to what a network sees, and predictions back to the image's size.
+"""Image and mask files to arrays, with Pillow.
 
-Everything here runs on the host, once per case, with Pillow and NumPy. A fault in a file raises
-`InputError`; a harmless conversion (16 bits to 8, alpha dropped) is returned as a note, so that a
-user can be told of it.
+A fault in a file raises `InputError`; a harmless conversion (16 bits to 8, alpha dropped) is returned
+as a note, so that a user can be told of it.
 """
 
 import io
 import pathlib
+import warnings
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -25,8 +25,13 @@ _OTHER_FORMATS = {
     ".svs": "whole-slide files are not read here: export regions as PNG",
 }
 _ORIENTATION = 0x0112  # EXIF tag; 2 to 8 mean mirrored or turned, 5 to 8 by a quarter
+# Larger images are refused before they are decoded: a few lines of a file can claim any size.
+MAX_MEGAPIXELS = 80
+MAX_SIDE = 32_768  # pixels
+# So many pixels may lie between the two values of a mask: a share of those that are not 0, or of all.
+# One official mask of FUSeg has 84 pixels of 32 beside 285 of 255, in 512 x 512.
+_STRAYS, _STRAYS_OF_ALL = 0.05, 0.0005
 _SMEAR = 32  # how far compression may push a binary value away from 0 or 255 in flat regions
-_GREY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601 luma
 
 
 def extension_of(path: str | pathlib.Path) -> str:
@@ -127,8 +132,10 @@ def mask_to_class_ids(
 ) -> np.ndarray:
     """Turns the values of a mask file into class ids.
 
-    One foreground class: 0 and one other value, or grey values smeared by JPEG compression or
-    smooth resizing, which are cut above 127. Several: the values are the class ids 0..n.
+    One foreground class: 0 and one other value; or 0 and 255 with grey values between them, which
+    are cut above 127: those of JPEG compression or smooth resizing (many values), or stray ones (a
+    few values in at most 5 % of the pixels that are not 0, or 0.05 % of all). Several: the values
+    are the class ids 0..n.
 
     Args:
       raw: `[H, W]` of numbers, as `read_mask` returns it.
@@ -141,7 +148,7 @@ def mask_to_class_ids(
     Raises:
       InputError: values that fit neither reading; the message lists them and the likely cause.
     """
-    values, counts = np.unique(raw, return_counts=True)
+    values, counts = _count_values(raw)
     foreground = values[values != 0]
     if values[0] < 0 or np.any(values != np.floor(values)):
         raise InputError(
@@ -155,10 +162,14 @@ def mask_to_class_ids(
     if foreground.size <= 1 and (values[0] == 0 or values[0] in (1, 255)):
         return (raw != 0).astype(np.uint8)
     middle = (values >= _SMEAR) & (values <= 255 - _SMEAR)
-    # A few separate values are a legend (0/128/255, or 0/1 with 255 for "ignore"), not smear.
+    # A few separate values are a legend (0/128/255, or 0/1 with 255 for "ignore") and not smear,
+    # unless next to no pixel has them.
     second = values[:-1].max(initial=0)
     lonely_top = second < 255 - _SMEAR and extension_of(path) not in (".jpg", ".jpeg")
-    legend = values.size <= 5 and (middle.any() or lonely_top)
+    between = (values > 0) & (values < values[-1])
+    bound = max(_STRAYS * counts[values > 0].sum(), _STRAYS_OF_ALL * raw.size)
+    strays = values[between].min(initial=255) > 1 and counts[between].sum() <= bound
+    legend = values.size <= 5 and (middle.any() or lonely_top) and not strays
     if legend or not 127 < values[-1] <= 255 or counts[middle].sum() > 0.25 * raw.size:
         raise InputError(
             f"{path}: expected a mask of one class (0 and one other value), but it holds "
@@ -170,80 +181,47 @@ def mask_to_class_ids(
 
 def mask_notes(raw: np.ndarray, num_foreground_classes: int) -> tuple[str, ...]:
     """What `mask_to_class_ids` assumed about a mask it accepts; empty for 0/1, 0/255 or ids."""
-    values = np.unique(raw)
+    values, _ = _count_values(raw)
     if num_foreground_classes > 1 or values[-1] <= 1:
         return ()
     if values.size > 2:
-        return ("grey values in the mask (JPEG or smooth resize), cut above 127",)
+        return ("grey values in the mask (JPEG, smooth resize, stray pixels), cut above 127",)
     return () if values[-1] == 255 else (f"mask value {values[-1]:g} read as foreground",)
-
-
-def to_network_image(image: np.ndarray, image_size: int, channels: int) -> np.ndarray:
-    """Squashes an image to a square and scales it to [-1, 1].
-
-    Triangle filter with half-pixel centres: bilinear where the image grows, widened against
-    aliasing where it shrinks. RGB becomes grey by luma, grey becomes RGB by repetition.
-
-    Args:
-      image: uint8 `[H, W, C]`, C is 1 or 3.
-      image_size: S, in pixels.
-      channels: 1 or 3.
-
-    Returns:
-      float32 `[S, S, channels]` in [-1, 1].
-    """
-    pixels = image.astype(np.float32)
-    if channels == 1 and pixels.shape[-1] == 3:
-        pixels = (pixels @ _GREY_WEIGHTS)[..., None]
-    pixels = np.clip(_resize(pixels, image_size, image_size) / 127.5 - 1.0, -1.0, 1.0)
-    return np.repeat(pixels, channels, axis=-1) if pixels.shape[-1] < channels else pixels
-
-
-def to_network_mask(mask: np.ndarray, image_size: int) -> np.ndarray:
-    """uint8 `[H, W]` class ids to uint8 `[S, S]`: the pixel under each new pixel's centre."""
-    rows, columns = (
-        ((np.arange(image_size) + 0.5) * length / image_size).astype(int) for length in mask.shape
-    )
-    return np.ascontiguousarray(mask[np.ix_(rows, columns)])
-
-
-def restore_probabilities(probabilities: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Float32 `[S, S, K]` in [0, 1] back to `[height, width, K]`: the squash undone, bilinear."""
-    resized = _resize(np.asarray(probabilities, np.float32), height, width)
-    return np.clip(resized, 0.0, 1.0)
-
-
-def probabilities_to_mask(probabilities: np.ndarray, threshold: float = 0.5) -> np.ndarray:
-    """Class ids from probabilities.
-
-    Args:
-      probabilities: float `[H, W, K]`. K = 1: of the foreground; else of every class, background
-        first.
-      threshold: K = 1 only: foreground where the probability is at least this.
-
-    Returns:
-      uint8 `[H, W]`: 0/1 for K = 1, else the most probable class.
-    """
-    if probabilities.shape[-1] == 1:
-        return (probabilities[..., 0] >= threshold).astype(np.uint8)
-    return probabilities.argmax(axis=-1).astype(np.uint8)
 
 
 def _open(path: str | pathlib.Path, in_memory: bool = False) -> Image.Image:
     path = pathlib.Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file.")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: the file is empty (0 bytes): copy it again from its source.")
     try:
-        return Image.open(io.BytesIO(path.read_bytes()) if in_memory else path)
+        if not path.is_file():
+            raise InputError(f"{path}: there is no such file.")
+        if path.stat().st_size == 0:
+            raise InputError(f"{path}: the file is empty (0 bytes): copy it again from its source.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we are stricter
+            image = Image.open(io.BytesIO(path.read_bytes()) if in_memory else path)
+    except InputError:
+        raise
     except PermissionError as error:
         raise InputError(f"{path}: no permission to read this file.") from error
     except Image.DecompressionBombError as error:
-        raise InputError(f"{path}: the image is too large ({error}): shrink or crop it.") from error
+        raise _too_large(
+            path, f"more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels"
+        ) from error
     except Exception as error:  # Pillow's readers raise almost anything on broken files
         hint = unsupported_hint(path) or "save it again as PNG, or copy it again from its source"
         raise InputError(f"{path}: not a readable image: {hint}.") from error
+    megapixels = image.width * image.height / 1e6
+    if megapixels > MAX_MEGAPIXELS or max(image.size) > MAX_SIDE:
+        image.close()
+        raise _too_large(path, f"{image.width} x {image.height} pixels")
+    return image
+
+
+def _too_large(path, size: str) -> InputError:
+    return InputError(
+        f"{path}: the image has {size}, but at most {MAX_MEGAPIXELS} megapixels and {MAX_SIDE} "
+        "pixels along a side are read: shrink or crop it."
+    )
 
 
 def _load(path: str | pathlib.Path) -> tuple[Image.Image, list[str]]:
@@ -325,6 +303,15 @@ def _read_one_mask(path: str | pathlib.Path) -> np.ndarray:
     return np.ascontiguousarray(colours[..., number // 2])
 
 
+def _count_values(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`np.unique` with counts, without sorting millions of bytes."""
+    if raw.dtype != np.uint8:
+        return np.unique(raw, return_counts=True)
+    counts = np.bincount(raw.ravel())
+    values = np.flatnonzero(counts)
+    return values, counts[values]
+
+
 def _multiclass_message(values: np.ndarray, classes: int, path: str | pathlib.Path) -> str:
     start = f"{path}: expected the class ids 0..{classes}, but the mask holds {_listing(values)}: "
     if values[-1] == 255 and np.all(values[:-1] <= classes):
@@ -349,14 +336,3 @@ def _listing(values: Iterable) -> str:
 
 def _size(array: np.ndarray) -> str:
     return f"{array.shape[1]} x {array.shape[0]}"
-
-
-def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Float32 `[H, W, C]` to `[height, width, C]`."""
-    channels = [
-        Image.fromarray(np.ascontiguousarray(pixels[..., channel])).resize(
-            (width, height), Image.Resampling.BILINEAR
-        )
-        for channel in range(pixels.shape[-1])
-    ]
-    return np.stack([np.asarray(channel, np.float32) for channel in channels], axis=-1)

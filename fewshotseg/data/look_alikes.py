@@ -31,19 +31,23 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
 def near_duplicates(
     thumbnails: np.ndarray, threshold: float = DUPLICATE_CORRELATION
 ) -> list[tuple[int, int, float]]:
-    """Pairs of images that look the same.
+    """Pairs of images that look the same, as they are or mirrored.
 
     Args:
       thumbnails: float32 `[N, 24 * 24]` from `thumbnail`.
-      threshold: least correlation of such a pair.
+      threshold: least correlation of such a pair; the best of four counts: one image as it is,
+        mirrored left-right, mirrored up-down, and turned by half a turn, which is both.
 
     Returns:
       `(i, j, correlation)` with i < j, ascending.
     """
+    grid = thumbnails.reshape(-1, THUMBNAIL_SIZE, THUMBNAIL_SIZE)
+    mirrored = [grid[:, ::down, ::across] for down in (1, -1) for across in (1, -1)]
+    mirrored = [np.ascontiguousarray(m).reshape(thumbnails.shape) for m in mirrored]
     pairs = []
     for start in range(0, len(thumbnails), 1024):
         block = thumbnails[start : start + 1024]
-        correlation = block @ thumbnails[start:].T
+        correlation = np.max([block @ other[start:].T for other in mirrored], axis=0)
         rows, columns = np.nonzero(np.triu(correlation >= threshold, k=1))
         pairs += [
             (start + int(i), start + int(j), float(correlation[i, j]))

@@ -12,18 +12,34 @@ from fewshotseg.data.image_files import EXTENSIONS
 from fewshotseg.errors import InputError
 
 PARTS = ("train", "validation", "test")
+ROLES = (*PARTS, "pool", "exclude")  # what a list of ids can say of them
+_WRITTEN = ("notes", "clusters", "groups")  # in the file of a run beside the lists
 
-Lists = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str] | Iterable[str]]
+Path = str | os.PathLike[str]
+Lists = Path | Mapping[str, Path | Iterable[Path]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Ids on each side, in the order they were drawn; `notes` tell what a user should know."""
+    """Which cases train, validate and test.
+
+    Attributes:
+      train: ids, in the order they were drawn.
+      validation: likewise.
+      test: likewise.
+      notes: what a user should know, a sentence each.
+      clusters: name of a test set -> id -> number. Cases with one number are of one patient, of one
+        series, or look alike, and are not independent of each other. The own test set is 'test'.
+      groups: part ('train', 'validation') or name of a test set -> id -> patient or series, of
+        those cases where it is known.
+    """
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
     test: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    clusters: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    groups: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
 
 
 def read_ids(path: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -68,34 +84,48 @@ def resolve_ids(names: Iterable[str], known: Sequence[str], origin: str) -> tupl
 def read_lists(lists: Lists, known: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Reads explicit lists: see `few_shot_split`.
 
+    Args:
+      lists: role -> ids, or a JSON file of that, or a folder with a text file per role. An entry
+        that ends with '.txt' is a text file of ids, in a JSON file relative to its folder.
+      known: all ids.
+
+    Returns:
+      Role -> ids; the roles are those of `ROLES`.
+
     Raises:
-      InputError: unreadable or unknown part, unknown id.
+      InputError: unreadable list, unknown role, unknown id.
     """
-    origin = "the lists"
+    origin, folder = "the lists", pathlib.Path()
     if isinstance(lists, str | os.PathLike):
         path = pathlib.Path(lists)
         origin = str(path)
         if path.is_dir():
-            names = {"val": "validation"} | {part: part for part in PARTS}
+            names = {"val": "validation"} | {role: role for role in ROLES}
             lists = {
-                part: path / f"{name}.txt"
-                for name, part in names.items()
+                role: path / f"{name}.txt"
+                for name, role in names.items()
                 if (path / f"{name}.txt").is_file()
             }
-            if "train" not in lists and "test" not in lists:
+            if not {"train", "pool", "test"} & lists.keys():
                 raise InputError(f"{path}: neither train.txt nor test.txt is in this folder.")
         else:
-            lists = _read_json(path)
+            lists, folder = _read_json(path), path.parent
     parts = {}
     for key, value in lists.items():
-        part = {"val": "validation"}.get(key, key.partition("/")[0])
-        if part not in PARTS:
-            raise InputError(f"{origin}: part {key!r} is none of {', '.join(PARTS)}.")
-        if part in parts:  # 'test/<name>' of further data sets, in a file of an earlier run
+        role = {"val": "validation"}.get(key, key.partition("/")[0])
+        if role in _WRITTEN:
             continue
-        from_file = isinstance(value, str | os.PathLike)
-        ids = read_ids(value) if from_file else value
-        parts[part] = resolve_ids(ids, known, str(value) if from_file else f"{origin} ({key})")
+        if role not in ROLES:
+            raise InputError(f"{origin}: part {key!r} is none of {', '.join(ROLES)}.")
+        if role in parts:  # 'test/<name>' of further data sets, in a file of an earlier run
+            continue
+        entries = [value] if isinstance(value, str | os.PathLike) else list(value)
+        files = [isinstance(e, os.PathLike) or e.endswith(".txt") for e in entries]
+        names = [e for e, is_file in zip(entries, files, strict=True) if not is_file]
+        ids = list(resolve_ids(names, known, f"{origin} ({key})"))
+        for path in (folder / e for e, is_file in zip(entries, files, strict=True) if is_file):
+            ids += resolve_ids(read_ids(path), known, str(path))
+        parts[role] = tuple(dict.fromkeys(ids))
     return parts
 
 
@@ -108,7 +138,7 @@ def write_split(
 
     Args:
       path: of the file; its folder must exist.
-      split: what to write, as 'train', 'validation' and 'test'.
+      split: what to write, as 'train', 'validation', 'test', 'notes', 'clusters' and 'groups'.
       tests: test sets by name, written as 'test/<name>' in place of `split.test`.
 
     Raises:
@@ -116,7 +146,9 @@ def write_split(
     """
     content = {"train": split.train, "validation": split.validation}
     named = {"test": split.test} if tests is None else {f"test/{k}": v for k, v in tests.items()}
-    text = json.dumps({k: list(v) for k, v in (content | named).items()}, indent=1) + "\n"
+    content = {k: list(v) for k, v in (content | named | {"notes": split.notes}).items()}
+    content |= {"clusters": split.clusters, "groups": split.groups}
+    text = json.dumps(content, indent=1) + "\n"
     path = pathlib.Path(path)
     partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
     try:
@@ -127,20 +159,6 @@ def write_split(
         raise InputError(f"{path}: cannot be written ({error.strerror}).") from error
 
 
-def read_split(path: str | os.PathLike[str]) -> Split:
-    """Reads what `write_split` wrote; of several named test sets the first one.
-
-    Raises:
-      InputError: missing or damaged file.
-    """
-    content = _read_json(path)
-    test = next((value for key, value in content.items() if key.split("/")[0] == "test"), [])
-    missing = [part for part in ("train", "validation") if part not in content]
-    if missing:
-        raise InputError(f"{path}: {missing[0]!r} is missing: this is no split file.")
-    return Split(tuple(content["train"]), tuple(content["validation"]), tuple(test))
-
-
 def _read_text(path) -> str:
     try:
         return pathlib.Path(path).read_text(encoding="utf-8-sig")
@@ -149,13 +167,15 @@ def _read_text(path) -> str:
         raise InputError(f"{path}: the list cannot be read ({reason}).") from error
 
 
-def _read_json(path) -> dict[str, list[str]]:
+def _read_json(path) -> dict[str, str | list[str]]:
     try:
         content = json.loads(_read_text(path))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: not valid JSON ({error}).") from error
     if not isinstance(content, dict) or not all(
-        isinstance(ids, list) and all(isinstance(i, str) for i in ids) for ids in content.values()
+        isinstance(ids, str) or (isinstance(ids, list) and all(isinstance(i, str) for i in ids))
+        for role, ids in content.items()
+        if role not in _WRITTEN
     ):
         raise InputError(f'{path}: expected JSON like {{"train": ["id", ...], "test": [...]}}.')
     return content

@@ -7,16 +7,19 @@ same proportions therefore contains the smaller one. Cases of one group (patient
 that are nearly the same form a cluster, and no cluster is on two sides of a split.
 """
 
-import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from fewshotseg.data.look_alikes import DUPLICATE_CORRELATION, THUMBNAIL_SIZE, clusters, thumbnail
+from fewshotseg.data.look_alikes import DUPLICATE_CORRELATION, clusters
 from fewshotseg.data.split_files import PARTS, Lists, Split, read_lists, resolve_ids
+from fewshotseg.data.survey import Survey
 from fewshotseg.errors import InputError
 from fewshotseg.types import CaseSource
+
+Clusters = Mapping[tuple[str, str], int]  # name of a further test set, or '', and id -> number
+TestSets = Mapping[str, tuple[Survey, Sequence[str]]]
 
 
 def few_shot_split(
@@ -28,13 +31,17 @@ def few_shot_split(
     test_ids: Iterable[str] | None = None,
     lists: Lists | None = None,
     threshold: float = DUPLICATE_CORRELATION,
+    survey: Survey | None = None,
+    further: TestSets | None = None,
 ) -> Split:
     """Draws a few cases to train and validate on, and names the untouched test cases.
 
     The test cases are those listed, else the official 'test', else the official 'validation' part,
     else a fraction of the clusters that is the same for every seed. Train and validation cases are
-    drawn from the listed 'train' part, else the official one, else from all that is left, without
-    any that shares a cluster with a test case. Every image is read once, to compare thumbnails.
+    drawn from the listed pool, else the listed 'train' part, else the official one, else from all
+    that is left, without any that shares a cluster with a test case, an excluded case, or a case of
+    a further test set: test sets are the same for every seed, and what resembles them is not trained
+    on. Every image is read once, to compare thumbnails.
 
     Args:
       source: where the cases come from.
@@ -43,10 +50,15 @@ def few_shot_split(
       seed: another one gives another draw; the test cases stay.
       test_fraction: share of the cases that test, where nothing else says which.
       test_ids: the test cases, in place of the official ones.
-      lists: 'train', 'validation', 'test' (each optional) as a mapping to ids or to text files, a
-        JSON file, or a folder with train.txt, validation.txt (or val.txt), test.txt. Parts listed
-        are taken as they are, but a 'train' without 'validation' is the pool for both.
+      lists: 'train', 'validation', 'test', 'pool', 'exclude' (each optional), see `read_lists`.
+        'train' and 'validation' together are taken as they are and nothing is drawn. A 'pool' (or a
+        'train' without 'validation') is what training cases are drawn from, and validation cases
+        if they are not listed; cases that are also listed elsewhere are not drawn. Those of
+        'exclude' are on no side.
       threshold: correlation of thumbnails from which two images count as the same.
+      survey: of `source`, if there is one already.
+      further: test sets from elsewhere by name. Groups are not compared with theirs, since two
+        hospitals may count alike.
 
     Returns:
       The split.
@@ -59,83 +71,99 @@ def few_shot_split(
         origin = f"the test ids for data set {source.name!r}"
         fixed["test"] = resolve_ids(test_ids, source.ids, origin)
     _refuse_overlap(fixed)
-    pool, test, cluster_of = _pool_and_test(source, fixed, test_fraction, threshold)
+    survey, further = survey or Survey(source), further or {}
+    pool, test, candidates, listed = _parts(source, fixed)
+    known = pool | listed | {*test, *candidates}
+    cluster_of = _read_clusters(survey, sorted(known), further, threshold)
+    if candidates:
+        closed = {cluster_of["", i] for i in listed | set(fixed.get("pool", ()))}
+        candidates = sorted(i for i in candidates if cluster_of["", i] not in closed)
+        order = _ordered(candidates, cluster_of, (source.name, "test"))
+        test = _first_clusters(order, round(test_fraction * len(candidates)))
+        pool = pool - set(test)
     if "train" in fixed and "validation" in fixed:
-        split = Split(fixed["train"], fixed["validation"], test)
-        return dataclasses.replace(split, notes=_straddling(split, cluster_of))
-    closed = {cluster_of[case_id] for case_id in (*test, *fixed.get("validation", ()))}
-    free = sorted(case_id for case_id in pool if cluster_of[case_id] not in closed)
-    order = _ordered(free, cluster_of, (source.name, seed))
-    num_validation = 0 if "validation" in fixed else num_validation
-    train, validation = _draw(order, num_train, num_validation)
-    if len(train) < num_train or len(validation) < num_validation:
-        raise InputError(
-            f"data set {source.name!r}: {num_train} training and {num_validation} validation cases "
-            f"were asked for, but only {len(free)} in {len(order)} independent clusters (patients, "
-            f"series, look-alikes) are free beside {len(test)} test cases: ask for fewer or label "
-            "more."
-        )
-    notes = (
-        f"{len(pool) - len(free)} cases were left out of the draw: a patient, a series or nearly "
-        "the same image is also among the test or validation cases",
-    )
+        train, validation = fixed["train"], fixed["validation"]
+        notes = _straddling((train, validation, test), cluster_of, further)
+    else:
+        apart = {*test, *listed} - pool
+        closed = {number for (name, i), number in cluster_of.items() if name or i in apart}
+        free = sorted(i for i in pool if cluster_of["", i] not in closed)
+        order = _ordered(free, cluster_of, (source.name, seed))
+        num_validation = 0 if "validation" in fixed else num_validation
+        train, validation = _draw(order, num_train, num_validation)
+        if len(train) < num_train or len(validation) < num_validation:
+            raise InputError(
+                f"data set {source.name!r}: {num_train} training and {num_validation} validation "
+                f"cases were asked for, but only {len(free)} in {len(order)} independent clusters "
+                f"(patients, series, look-alikes) are free beside {len(test)} test cases"
+                f"{_largest(survey, known, cluster_of)}: ask for fewer or label more."
+            )
+        validation = fixed.get("validation", validation)
+        notes = _left_out(fixed, pool, apart, cluster_of, further)
+    notes += _common_groups(survey, (*train, *validation), further)
     return Split(
-        train, fixed.get("validation", validation), test, notes if len(free) < len(pool) else ()
+        train,
+        validation,
+        test,
+        tuple(notes),
+        _numbered({"": test} | {name: ids for name, (_, ids) in further.items()}, cluster_of),
+        _groups(survey, {"train": train, "validation": validation, "test": test}, further),
     )
 
 
-def _refuse_overlap(parts: Mapping[str, Sequence[str]]) -> None:
-    for index, first in enumerate(PARTS):
-        for second in PARTS[index + 1 :]:
-            common = sorted(set(parts.get(first, ())) & set(parts.get(second, ())))
-            if common:
-                raise InputError(
-                    f"the lists {first!r} and {second!r} share {len(common)} cases, for example "
-                    f"{common[0]!r}: remove them from one of the lists."
-                )
-
-
-def _pool_and_test(
-    source: CaseSource, fixed: Mapping[str, tuple[str, ...]], test_fraction: float, threshold: float
-) -> tuple[set[str], tuple[str, ...], dict[str, int]]:
-    """Cases to draw from, test cases, and the cluster of each case that matters."""
+def _parts(source: CaseSource, fixed: Mapping[str, Sequence[str]]):
+    """Cases to draw from, test cases, cases to draw test cases from, cases that lists have placed."""
     official = source.official_splits
-    listed = {*fixed.get("train", ()), *fixed.get("validation", ())}
-    pool = set(fixed.get("train", official.get("train", source.ids)))
-    pool -= set(fixed.get("validation", ()))
+    listed = {i for role in ("train", "validation", "exclude") for i in fixed.get(role, ())}
+    pool = set(fixed.get("pool", fixed.get("train", official.get("train", source.ids))))
+    pool -= {*fixed.get("validation", ()), *fixed.get("exclude", ())}
     test = fixed.get("test", official.get("test", official.get("validation")))
     if test is not None:
         test = tuple(case_id for case_id in test if case_id not in listed)
-        pool -= set(test)
-        cluster_of = _read_clusters(source, sorted(pool | listed | set(test)), threshold)
-        return pool, test, cluster_of
-    candidates = set(source.ids) - listed if "train" in fixed else pool
-    cluster_of = _read_clusters(source, sorted(pool | listed | candidates), threshold)
-    closed = {cluster_of[case_id] for case_id in listed}
-    candidates = sorted(i for i in candidates if cluster_of[i] not in closed)
-    order = _ordered(candidates, cluster_of, (source.name, "test"))
-    test = _first_clusters(order, round(test_fraction * len(candidates)))
-    return pool - set(test), test, cluster_of
+        return pool - set(test), test, set(), listed
+    if {"train", "pool"} & fixed.keys():
+        return pool, (), set(source.ids) - listed - pool, listed
+    return pool, (), set(pool), listed
 
 
-def _read_clusters(source: CaseSource, ids: Sequence[str], threshold: float) -> dict[str, int]:
-    thumbnails, groups = np.zeros((len(ids), THUMBNAIL_SIZE**2), np.float32), []
-    for index, case_id in enumerate(ids):
-        case = source.load(case_id)
-        thumbnails[index] = thumbnail(case.image)
-        groups.append(case.group)
-    return dict(zip(ids, clusters(thumbnails, groups, threshold).tolist(), strict=True))
+def _refuse_overlap(parts: Mapping[str, Sequence[str]]) -> None:
+    if "pool" in parts and "train" in parts:
+        raise InputError(
+            "the lists have both 'train' and 'pool': give 'pool' to draw from it, or 'train' with "
+            "'validation' to take both as they are."
+        )
+    roles = (*PARTS, "exclude")
+    for index, first in enumerate(roles):
+        for second in roles[index + 1 :]:
+            common = sorted(set(parts.get(first, ())) & set(parts.get(second, ())))
+            if common:
+                raise InputError(
+                    f"the lists {first!r} and {second!r} share {_cases(common)}, for example "
+                    f"{common[0]!r}: remove from one of them what they share."
+                )
+
+
+def _read_clusters(survey: Survey, ids: Sequence[str], further: TestSets, threshold: float):
+    keys = [("", case_id) for case_id in ids]
+    keys += [(name, case_id) for name, (_, others) in further.items() for case_id in others]
+    records = [(further[name][0] if name else survey)[case_id] for name, case_id in keys]
+    groups = [
+        f"{name}\0{record.group}" if record.group else ""
+        for (name, _), record in zip(keys, records, strict=True)
+    ]
+    numbers = clusters(np.stack([record.thumbnail for record in records]), groups, threshold)
+    return dict(zip(keys, numbers.tolist(), strict=True))
 
 
 def _hash(*parts) -> bytes:
     return hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
 
 
-def _ordered(ids: Sequence[str], cluster_of: Mapping[str, int], key: tuple) -> list[list[str]]:
+def _ordered(ids: Sequence[str], cluster_of: Clusters, key: tuple) -> list[list[str]]:
     """Clusters in hash order, their members in hash order."""
     members = {}
     for case_id in ids:
-        members.setdefault(cluster_of[case_id], []).append(case_id)
+        members.setdefault(cluster_of["", case_id], []).append(case_id)
     in_order = sorted(members.values(), key=lambda cluster: _hash(*key, min(cluster)))
     return [sorted(cluster, key=lambda i: _hash(*key, "member", i)) for cluster in in_order]
 
@@ -176,12 +204,97 @@ def _round_robin(order: Sequence[Sequence[str]]) -> list[str]:
     return [cluster[turn] for turn in range(longest) for cluster in order if turn < len(cluster)]
 
 
-def _straddling(split: Split, cluster_of: Mapping[str, int]) -> tuple[str, ...]:
-    sides = [{cluster_of[i] for i in getattr(split, part)} for part in PARTS]
-    shared = len((sides[0] & sides[1]) | (sides[0] & sides[2]) | (sides[1] & sides[2]))
-    if not shared:
-        return ()
-    return (
-        f"{shared} patients, series or look-alike images are on two sides of the listed split: the "
-        "scores will look better than they are",
-    )
+def _cases(ids) -> str:
+    return "1 case" if len(ids) == 1 else f"{len(ids)} cases"
+
+
+def _left_out(fixed, pool, apart, cluster_of: Clusters, further: TestSets) -> list[str]:
+    """What a draw did not draw from, and why."""
+    notes, was = [], {True: "was", False: "were"}
+    elsewhere = {i for role in ("validation", "test", "exclude") for i in fixed.get(role, ())}
+    if twice := set(fixed.get("pool", ())) & elsewhere:
+        notes.append(
+            f"{_cases(twice)} of the pool {was[len(twice) == 1]} not drawn, being listed to "
+            "validate, to test or as excluded too"
+        )
+    closed = {cluster_of["", i] for i in apart}
+    if left := [i for i in pool if cluster_of["", i] in closed]:
+        notes.append(
+            f"{_cases(left)} {was[len(left) == 1]} left out of the draw: a patient, a series or "
+            "nearly the same image (also mirrored) is also among the test or validation cases"
+        )
+    for name, (_, ids) in further.items():
+        numbers = {cluster_of[name, i] for i in ids}
+        if left := [i for i in pool if cluster_of["", i] in numbers]:
+            notes.append(
+                f"{_cases(left)} {was[len(left) == 1]} left out of the draw: nearly the same image "
+                f"(also mirrored) is in the test set {name}"
+            )
+    return notes
+
+
+def _straddling(parts, cluster_of: Clusters, further: TestSets) -> list[str]:
+    """What is on two sides of a split that was listed, and therefore not touched."""
+    notes = []
+    sides = [{cluster_of["", i] for i in part} for part in parts]
+    if shared := (sides[0] & sides[1]) | (sides[0] & sides[2]) | (sides[1] & sides[2]):
+        what = (
+            "1 patient, series or set"
+            if len(shared) == 1
+            else f"{len(shared)} patients, series or sets"
+        )
+        notes.append(
+            f"{what} of look-alike images on two sides of the listed split: the scores will look "
+            "better than they are"
+        )
+    for name, (_, ids) in further.items():
+        if seen := [i for i in ids if cluster_of[name, i] in sides[0] | sides[1]]:
+            notes.append(
+                f"{len(seen)} of {_cases(ids)} of the test set {name} look like training or "
+                "validation images (also mirrored): its scores will look better than they are"
+            )
+    return notes
+
+
+def _common_groups(survey: Survey, ids: Sequence[str], further: TestSets) -> list[str]:
+    ours, notes = {survey[i].group for i in ids} - {""}, []
+    for name, (other, other_ids) in further.items():
+        if common := sorted(ours & {other[i].group for i in other_ids}):
+            notes.append(
+                f"the test set {name} has groups of the same name as training or validation cases "
+                f"({len(common)}, for example {common[0]}): if these are the same patients, its "
+                "scores will look better than they are"
+            )
+    return notes
+
+
+def _largest(survey: Survey, ids: Iterable[str], cluster_of: Clusters) -> str:
+    """Names a cluster that holds most of the cases, if there is one."""
+    members: dict[int, list[str]] = {}
+    for case_id in sorted(ids):
+        members.setdefault(cluster_of["", case_id], []).append(case_id)
+    largest, total = max(members.values(), key=len, default=[]), sum(map(len, members.values()))
+    if 2 * len(largest) <= total:
+        return ""
+    groups = {survey[i].group for i in largest}
+    one_group = len(groups) == 1 and groups != {""}
+    what = f"patient or series {min(groups)!r}" if one_group else "one set of look-alikes"
+    return f"; {what} alone has {len(largest)} of all {total} cases, such as {largest[0]}"
+
+
+def _numbered(tests: Mapping[str, Sequence[str]], cluster_of: Clusters):
+    """Clusters of the test cases, numbered from 0 in the order in which they come."""
+    numbers: dict[int, int] = {}
+    return {
+        name or "test": {i: numbers.setdefault(cluster_of[name, i], len(numbers)) for i in ids}
+        for name, ids in tests.items()
+    }
+
+
+def _groups(survey: Survey, parts: Mapping[str, Sequence[str]], further: TestSets):
+    sides = {part: (survey, ids) for part, ids in parts.items()} | dict(further)
+    named = {
+        part: {i: seen[i].group for i in ids if seen[i].group}
+        for part, (seen, ids) in sides.items()
+    }
+    return {part: groups for part, groups in named.items() if groups}

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from fewshotseg import figures
+from fewshotseg.data import canvas
 from fewshotseg.data import image_files as transforms
-from fewshotseg.data.sources import folder
+from fewshotseg.data.sources import pairing
 from fewshotseg.errors import InputError
 
 PredictProbabilities = Callable[[np.ndarray], np.ndarray]
@@ -39,7 +40,7 @@ class Predictor:
     Attributes:
       predict_probabilities: float32 `[B, S, S, C]` in [-1, 1] to `[B, S, S, K]` in [0, 1]; K is 1
         (foreground) for one class, else number of classes + 1, background first.
-      image_size: S, in pixels.
+      image_size: S, or (height, width), in pixels.
       channels: C, 1 or 3.
       class_names: the foreground classes, with ids 1, 2, ...
       threshold: probability from which a pixel is foreground; only for K = 1.
@@ -47,7 +48,7 @@ class Predictor:
     """
 
     predict_probabilities: PredictProbabilities
-    image_size: int
+    image_size: canvas.Size
     channels: int
     class_names: tuple[str, ...]
     threshold: float
@@ -79,10 +80,7 @@ def segment_images(
     for start in range(0, len(images), batch_size):
         chunk = images[start : start + batch_size]
         batch = np.stack(
-            [
-                transforms.to_network_image(i, predictor.image_size, predictor.channels)
-                for i in chunk
-            ]
+            [canvas.to_network_image(i, predictor.image_size, predictor.channels) for i in chunk]
         )
         missing = batch_size - len(chunk)
         batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
@@ -94,8 +92,8 @@ def segment_images(
                     f"{names[start + j]}: the model predicts NaN or infinite values for this image."
                     " Its training has probably diverged: train again with a lower learning rate."
                 )
-            restored = transforms.restore_probabilities(probabilities[j], *image.shape[:2])
-            masks.append(transforms.probabilities_to_mask(restored, predictor.threshold))
+            restored = canvas.restore_probabilities(probabilities[j], image.shape[:2])
+            masks.append(canvas.probabilities_to_mask(restored, predictor.threshold))
     return masks
 
 
@@ -140,8 +138,8 @@ def predict_files(
     batch_size = max(1, min(batch_size, len(files)))
     network = _Timed(predictor.predict_probabilities)
     timed = dataclasses.replace(predictor, predict_probabilities=network)
-    side = predictor.image_size
-    network(np.zeros((batch_size, side, side, predictor.channels), np.float32))
+    size = canvas.as_size(predictor.image_size)
+    network(np.zeros((batch_size, *size, predictor.channels), np.float32))
     compile_seconds, network.seconds = network.seconds, 0.0
     started, rows = time.perf_counter(), []
     keys = [path.relative_to(root).as_posix() for path in files]
@@ -219,7 +217,7 @@ def _list_files(input_path: pathlib.Path, log) -> tuple[list[pathlib.Path], path
         wanted = not hidden and (known or transforms.unsupported_hint(path))
         (files if wanted else others).append(path)
     stems = {path.with_suffix("") for path in files}
-    masks = [path for path in files if folder.is_mask_of(path, stems)]
+    masks = [path for path in files if pairing.is_mask_of(path, stems)]
     files = [path for path in files if path not in set(masks)]
     if masks:
         log(f"{len(masks)} masks lie beside their images and are left alone, e.g. {masks[0].name}")

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fewshotseg import errors
-from fewshotseg.data import cases
+from fewshotseg.data import canvas
 from fewshotseg.data.cases import Data
 from fewshotseg.methods import METHODS
 from fewshotseg.models import factory
@@ -55,8 +55,7 @@ def load_predictor(folder: str | pathlib.Path) -> Predictor:
 def create_segment(config, num_classes: int) -> Callable[[Any, np.ndarray], np.ndarray]:
     """`(params, images) -> probabilities` of the segmenter of a configuration, compiled."""
     size, name = config.data.image_size, config.segmenter.name
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    spec = factory.Spec(num_classes, size, config.data.channels)
+    spec = factory.Spec(num_classes, canvas.as_size(size), config.data.channels)
     fields = config.segmenter[name].to_dict()
     return compile_segmenter(factory.create_segmenter(name, fields, spec).apply)
 
@@ -113,8 +112,13 @@ def is_evaluated(folder: pathlib.Path, data: Data) -> bool:
     return all((folder / "evaluation" / name / "summary.json").exists() for name in data.test_sets)
 
 
-def evaluate_run(config, workdir: str | pathlib.Path) -> None:
+def evaluate_run(config, workdir: str | pathlib.Path, create_data: Callable[[Any], Data]) -> None:
     """Evaluates every trained method of a run again, on the test sets of `config`.
+
+    Args:
+      config: of the run.
+      workdir: its folder.
+      create_data: the cases of a configuration.
 
     Raises:
       InputError: nothing has been trained there.
@@ -123,7 +127,7 @@ def evaluate_run(config, workdir: str | pathlib.Path) -> None:
     run_files.read_config(workdir)
     run_files.check_same(config, workdir)
     folders = _trained_folders(workdir)
-    data = cases.create_data(config)
+    data = create_data(config)
     for folder in folders:
         best, _ = checkpoint.load_model(folder / "checkpoints")
         evaluate_model(config, data, folder, best)

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fewshotseg.data import augment, batches, cases
+from fewshotseg.data import augment, batches, canvas, cases
 from fewshotseg.genseg import gan, levels, outer_variables, segmenter
 from fewshotseg.methods import METHODS, Method
 from fewshotseg.models import factory
-from fewshotseg.training import devices, estimators, optimizers, stages
+from fewshotseg.training import build_data, devices, estimators, optimizers, stages
 
 
 class FamilyRow(NamedTuple):
@@ -85,16 +85,12 @@ class Experiment:
     evaluation: Evaluation
 
 
-def image_size(config) -> tuple[int, ...]:
-    """Sizes of what the networks see, `(H, W)`; one number stands for a square."""
-    size = config.data.image_size
-    return (size, size) if isinstance(size, int) else tuple(size)
-
-
 def create_spec(config, num_classes: int) -> factory.Spec:
     """What data and search decide about the networks."""
     searched = tuple(side for side in ("encoder", "decoder") if config.search[side])
-    return factory.Spec(num_classes, image_size(config), config.data.channels, searched)
+    return factory.Spec(
+        num_classes, canvas.as_size(config.data.image_size), config.data.channels, searched
+    )
 
 
 def _block(config) -> tuple[str, dict[str, Any]]:
@@ -282,7 +278,7 @@ def build(config) -> Experiment:
     Raises:
       InputError: whatever is wrong with the data.
     """
-    data = cases.create_data(config)
+    data = build_data.create_data(config)
     spec = create_spec(config, data.num_classes)
     create_networks(config, spec)  # a wrong field is refused before anything is trained
     return Experiment(

@@ -18,11 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fewshotseg import errors, figures
-from fewshotseg.data import cases
 from fewshotseg.methods import METHODS
 from fewshotseg.results.report import plots
 from fewshotseg.runs import checkpoint, folder, log
-from fewshotseg.training import build, config_check, stages
+from fewshotseg.training import build, build_data, config_check, stages
 from fewshotseg.training.estimators import ESTIMATORS, parse_choice
 
 REFERENCE = "unrolled"
@@ -128,7 +127,7 @@ def compare_estimators(config, workdir: str | pathlib.Path) -> list[Row]:
     folder.check_same(config, workdir)
     _check_trained(config, workdir)
     checkpoint.check_writable(workdir / "hypergradient")
-    data = cases.create_data(config)
+    data = build_data.create_data(config)
     spec = build.create_spec(config, data.num_classes)
     state = _state(config, data, spec, workdir)
     step, most = int(state.step), max(config.diagnose.inner_steps)

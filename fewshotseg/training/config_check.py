@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fewshotseg import errors
+from fewshotseg.data import canvas
+from fewshotseg.data.cases import SOURCES
 from fewshotseg.genseg.outer_variables import OUTER_VARIABLES
 from fewshotseg.methods import METHODS
 from fewshotseg.models import factory, unet
@@ -21,7 +23,6 @@ from fewshotseg.training import devices, optimizers
 from fewshotseg.training.build import FAMILIES
 from fewshotseg.training.estimators import ESTIMATORS, GRADIENTS, parse_choice
 
-SOURCES = ("phantom", "folder", "tfds")
 SEEDS = 2**32 - 1  # what both NumPy's and JAX's generators take
 
 
@@ -129,8 +130,8 @@ NUMBER_CHOICES: Mapping[str, tuple[int, ...]] = {
 CHOICES: Mapping[str, tuple[Any, ...]] = {
     **NUMBER_CHOICES,
     "methods": tuple(METHODS),
-    "data.source": SOURCES,
-    "test_sets.*.source": SOURCES,
+    "data.source": tuple(SOURCES),
+    "test_sets.*.source": tuple(SOURCES),
     "*phantom.style": ("dermoscopy", "ultrasound"),
     "segmenter.name": tuple(factory.SEGMENTERS),
     "generator.name": tuple(factory.GENERATORS),
@@ -229,7 +230,7 @@ def _check_combinations(config):
         )
     for field, levels in leaves(config):
         if field.endswith(".num_levels") and not field.startswith("generator"):
-            _check_levels(field, levels, config.data.image_size)
+            _check_levels(field, levels, min(canvas.as_size(config.data.image_size)))
     if config.optim.warmup_steps >= config.train.num_steps:
         raise errors.InputError(
             f"optim.warmup_steps is {config.optim.warmup_steps}: it must be below "

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fewshotseg import figures
-from fewshotseg.data import image_files
+from fewshotseg.data import canvas
 from fewshotseg.errors import InputError
 from fewshotseg.genseg import losses
 from fewshotseg.results import metrics
@@ -185,7 +185,7 @@ def validation_dice(experiment: Experiment, segment: Callable, params: Any) -> f
     images, masks = (experiment.data.validation[name] for name in ("image", "mask"))
     threshold, classes = experiment.evaluation.threshold, experiment.data.num_classes
     rows = [
-        metrics.case_metrics(image_files.probabilities_to_mask(p, threshold), m, classes)
+        metrics.case_metrics(canvas.probabilities_to_mask(p, threshold), m, classes)
         for p, m in zip(segment(params, images), masks, strict=True)
     ]
     return float(np.mean([_dice(case) for case in rows]))

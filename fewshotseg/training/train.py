@@ -5,7 +5,7 @@ import pathlib
 import jax
 
 from fewshotseg import figures
-from fewshotseg.data import cases, split_files
+from fewshotseg.data import cases, check, split_files
 from fewshotseg.methods import METHODS
 from fewshotseg.results import predictor as trained
 from fewshotseg.runs import folder as run_files
@@ -93,6 +93,7 @@ def run_stage(experiment: Experiment, stage: Stage, folder: pathlib.Path, player
 
 def describe(data: cases.Data, workdir: pathlib.Path) -> None:
     """Writes what a run knows before it trains: its split, classes, contact sheet and threshold."""
+    print(check.describe(data), flush=True)
     tests = {name: ids for name, (_, ids) in data.test_sets.items()}
     split_files.write_split(workdir / "splits.json", data.split, tests)
     run_files.write_json(list(data.source.class_names), workdir / "classes.json")

@@ -125,6 +125,29 @@ def test_no_case_twice_while_they_last():
     assert counts.sum() == 12 and counts.min() >= 2
 
 
+FLIP = dataclasses.replace(NONE, flip=1.0)
+CORNER = jnp.zeros((5, 8, 8), jnp.uint8).at[:, :3, :2].set(1)
+
+
+def test_real_pairs_and_masks_have_their_own_geometry():
+    data = {**DATA, "mask": CORNER}
+    draw = functools.partial(
+        input_pipeline.draw_batch, data, jax.random.key(0), batch_size=5, num_classes=2
+    )
+    batch = draw(geometry=NONE, mask_geometry=FLIP)
+    np.testing.assert_array_equal(batch["mask"], CORNER)
+    np.testing.assert_array_equal(batch["synthetic_mask"], CORNER[:, :, ::-1])
+
+
+def test_another_key_is_another_batch():
+    batches = [
+        DRAW(DATA, jax.random.key(seed), batch_size=3, geometry=NONE, mask_geometry=NONE)
+        for seed in (0, 1, 2)
+    ]
+    drawn = {tuple(np.round(batch["image"][:, 4, 4, 0]).astype(int).tolist()) for batch in batches}
+    assert len(drawn) > 1
+
+
 def test_outer_batch_is_padded_with_weight_zero():
     batch = input_pipeline.draw_outer_batch(DATA, jax.random.key(0), batch_size=8)
     np.testing.assert_array_equal(batch["weight"], [1] * 5 + [0] * 3)

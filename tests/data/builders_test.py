@@ -325,3 +325,38 @@ def test_real_images(name, shared_data, tmp_path):
         assert case.mask.mean() < 0.95
         with_foreground += case.mask.any()
     assert with_foreground > 10
+
+
+def test_all_faults_of_a_download_are_named_before_anything_is_written(tmp_path):
+    folder = tmp_path / "download" / "Kvasir-SEG"
+    for seed in range(8):
+        _write(folder / "images" / f"c{seed}.png", _image(seed))
+        _write(folder / "masks" / f"c{seed}.png", _mask(seed))
+    (folder / "masks" / "c1.png").unlink()
+    (folder / "images" / "c2.png").write_bytes(b"no image")
+    _write(folder / "masks" / "c3.png", _mask(3)[:-2])
+    legend = _mask(4)
+    legend[:3] = 100
+    _write(folder / "masks" / "c4.png", legend)
+    with pytest.raises(InputError, match="^4 faults, and nothing was written") as error:
+        _prepare("kvasir_seg", tmp_path)
+    for words in (
+        "c1.png is missing",
+        "c2.png: not a readable",
+        "14 x 8",
+        "c4.png: expected a mask",
+    ):
+        assert words in str(error.value)
+    assert not list((tmp_path / "data").rglob("*array_record*"))
+
+
+def test_stray_values_of_an_official_mask_are_cut_with_a_note(tmp_path):
+    root = tmp_path / "download"
+    _fuseg(root)
+    path = root / "Foot Ulcer Segmentation Challenge" / "train" / "labels" / "0011.png"
+    mask = _mask(0)
+    mask[0, 2] = 32  # 1 of 28 pixels that are not 0
+    _write(path, np.repeat(mask[..., None], 3, axis=-1))
+    case = _prepare("fuseg", tmp_path).load("train/0011")
+    np.testing.assert_array_equal(case.mask, mask > 127)
+    assert "stray" in case.notes[0]

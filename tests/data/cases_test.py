@@ -1,7 +1,15 @@
 """What is made of a configuration, where no other test looks."""
 
-from configs import demo
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import default, demo
 from fewshotseg.data import cases
+from fewshotseg.data.sources.phantom import PhantomSource
+from fewshotseg.data.survey import Survey
+from fewshotseg.errors import InputError
+from fewshotseg.training import build_data
 
 
 def test_test_cases_are_spread_over_the_sorted_ids():
@@ -15,15 +23,63 @@ def test_test_cases_are_spread_over_the_sorted_ids():
 
 def test_a_split_has_at_most_so_many_test_cases():
     config = demo.get_config("runlocal")
-    source = cases.create_source(config.data)
-    every = cases.create_split(_without_limit(config), source)
-    few = cases.create_split(config, source)
+    survey = Survey(build_data.create_source(config.data))
+    every = build_data.create_split(_without_limit(config), survey)
+    few = build_data.create_split(config, survey)
     assert len(few.test) == config.data.num_test == 4 < len(every.test)
     assert few.test == cases.spread(every.test, 4) != every.test[:4]
     assert few.train == every.train and few.validation == every.validation
+    assert few.clusters["test"].keys() == set(few.test)
+    assert few.clusters["shifted"] == every.clusters["shifted"]
 
 
 def _without_limit(config):
     config = config.copy_and_resolve_references()
     config.data.num_test = 0
     return config
+
+
+def _pairs(folder, number, kind="{}.png", mask="{}_mask.png"):
+    for index in range(number):
+        for name, pixels in ((kind, 9 * index), (mask, 255)):
+            path = folder / name.format(index)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 9), pixels, np.uint8)).save(path)
+
+
+def test_sources_are_rows():
+    source = cases.create_source("phantom", {"num_cases": 3, "style": "ultrasound"})
+    assert len(source.ids) == 3
+    with pytest.raises(InputError, match="'files': use one of phantom, folder, tfds"):
+        cases.create_source("files", {})
+    fields = default.source_config().folder.to_dict()
+    with pytest.raises(InputError, match="data.folder.images_dir is empty"):
+        cases.create_source("folder", fields)
+
+
+def test_a_new_source_is_one_row(monkeypatch):
+    toy = PhantomSource(num_cases=20, image_size=16)
+    monkeypatch.setitem(cases.SOURCES, "toy", lambda fields, strict: toy)
+    config = demo.get_config("runlocal")
+    config.data.source = "toy"
+    assert build_data.create_data(config).source is toy
+
+
+def test_further_test_sets_from_one_line(tmp_path):
+    _pairs(tmp_path / "a", 3)
+    _pairs(tmp_path / "b", 2, "images/{}.png", "drawn/{}.png")
+    (tmp_path / "c.csv").write_text("image,mask\na/1.png,a/1_mask.png\n")
+    line = f"one={tmp_path}/a,two={tmp_path}/b/images:{tmp_path}/b/drawn,three={tmp_path}/c.csv"
+    config = demo.get_config("runlocal")
+    config.test_folders = line
+    sources = build_data.create_test_sources(config)
+    assert {name: len(source.ids) for name, source in sources.items()} == {
+        "shifted": 4, "one": 3, "two": 2, "three": 1
+    }  # fmt: skip
+    assert sources["two"].class_names == ("foreground",) and sources["two"].name == "two"
+    for wrong in ("a", "a=", "a b=x", f"one={tmp_path}/a,one={tmp_path}/a"):
+        with pytest.raises(InputError, match="test_folders has"):
+            cases.create_test_folders(wrong, ("lesion",))
+    config.test_folders = line.replace("one", "shifted")
+    with pytest.raises(InputError, match="both have 'shifted'"):
+        build_data.create_test_sources(config)

@@ -1,13 +1,18 @@
 """The check before training: numbers by hand, faults all listed, a picture to look at."""
 
+import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fewshotseg.data.check import check_source, format_report
+from fewshotseg.data import cases as cases_lib
+from fewshotseg.data.check import check_source, describe, format_report
 from fewshotseg.data.sources.folder import FolderSource
+from fewshotseg.data.sources.phantom import PhantomSource
+from fewshotseg.data.survey import Survey
 from fewshotseg.errors import InputError
 from fewshotseg.types import Case
 
@@ -117,6 +122,73 @@ def test_suspicions_are_warned_of(tmp_path):
 def test_no_foreground_is_a_fault(tmp_path):
     report = check_source(_Source([_case("a", 9, 9, [])]), tmp_path, 16, quiet=True)
     assert "none of the 1 masks has any foreground" in report["faults"][0]["message"]
+    assert re.search("class cup +in 0 of 1 masks", format_report(report))
+
+
+def test_pictures_that_show_nothing_are_told(tmp_path):
+    cases = [_case(name, 40, 40, [(1, 9, 9), (2, 4, 4)]) for name in "abc"]
+    flat = dataclasses.replace(_case("flat", 40, 40, [(2, 9, 9)]))
+    flat.image[...] = 7
+    report = check_source(
+        _Source([*cases, flat, _case("dot", 1, 1, [(1, 1, 1)])]), tmp_path, (40, 50), quiet=True
+    )
+    warnings = " ".join(report["warnings"])
+    assert "single grey value or colour: 2: dot, flat" in warnings
+    assert "a side below 8 pixels: 1: dot" in warnings and "enlarged" not in warnings
+    report = check_source(_Source(cases), tmp_path, (60, 80), quiet=True)
+    assert "enlarged, from 40 x 40 pixels to 60 x 80 px" in report["warnings"][0]
+
+
+def _draw(survey, **fields):
+    return cases_lib.create_split(
+        survey, **{"num_train": 6, "num_validation": 2, "seed": 0} | fields
+    )
+
+
+def test_the_split_is_tried_and_told(tmp_path, capsys):
+    cases = [
+        _case(f"c{i:02d}", 16, 16, [(1, 6, 6), (2, 3, 3)], group=f"p{i // 2}", seed=i)
+        for i in range(20)
+    ]
+    source = _Source([*cases, _case("bad", 9, 9, [])])
+    report = check_source(source, tmp_path, 16, draw=_draw)
+    assert report["split"] == {
+        "train": {"cases": 6}, "validation": {"cases": 2}, "test": {"cases": 4, "clusters": 2}
+    }  # fmt: skip
+    printed = capsys.readouterr().out
+    assert re.search(r"^train +6 cases$", printed, re.MULTILINE)
+    assert re.search(r"^test +4 cases in 2 clusters", printed, re.MULTILINE)
+    assert "10 (patients or series)" in printed and printed.count("contact_sheet.png") == 1
+    assert [fault["id"] for fault in report["faults"]] == ["bad"]
+    one = [dataclasses.replace(case, group="p") for case in cases]
+    report = check_source(_Source(one), tmp_path, 16, quiet=True, draw=_draw)
+    assert "'p' alone has 20 of all 20 cases" in report["faults"][0]["message"]
+
+
+def test_training_is_described_in_the_same_words(tmp_path):
+    groups = {f"phantom_0000{i}": "p" for i in range(3)}
+    source = PhantomSource(num_cases=30, image_size=32)
+    load = source.load
+    source.load = lambda i: dataclasses.replace(load(i), group=groups.get(i, ""), notes=("odd",))
+    further = {"shifted": PhantomSource(num_cases=3, image_size=32, shifted=True, seed=4)}
+    data = cases_lib.create_data(
+        source, image_size=(16, 32), channels=3, test_sources=further, num_train=6,
+        num_validation=2, seed=0,
+    )  # fmt: skip
+    assert data.train["image"].shape == (6, 16, 32, 3) and data.train["mask"].shape == (6, 16, 32)
+    text = describe(data)
+    for line in ("30, of which 30 can be read", "30 x odd", "1 (patients or series)"):
+        assert line in text
+    for part, count in (("train", 6), ("validation", 2), ("test", 6), ("test set shifted", 3)):
+        assert re.search(rf"^{part} +{count} cases", text, re.MULTILINE), text
+
+
+def test_further_test_sets_must_fit():
+    source = PhantomSource(num_cases=30, image_size=32)
+    other = _Source([_case(name, 16, 16, [(1, 6, 6)]) for name in "abcd"])
+    for name, words in (("clinic", "clinic has the classes disc, cup"), ("test", "another name")):
+        with pytest.raises(InputError, match=words):
+            _draw(Survey(source), test_sources={name: other})
 
 
 def test_nothing_readable(tmp_path):
@@ -150,6 +222,7 @@ def test_all_faults_of_a_folder_are_listed(tmp_path):
     report = check_source(source, tmp_path / "out", 16, quiet=True)
     words = ["file is empty", "not a readable image", "5 x 5", "colour legend"]
     assert [fault["id"] for fault in report["faults"]] == ["c0", "c1", "c2", "c3"]
+    assert report["faults"][0]["message"].startswith("images/c0.png: the file is empty")
     for fault, word in zip(report["faults"], words, strict=True):
         assert word in fault["message"]
 

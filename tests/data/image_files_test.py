@@ -1,9 +1,8 @@
-"""Reading of image and mask files, and the way to the network's size and back."""
+"""Reading of image and mask files."""
 
 import struct
 import zlib
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -182,6 +181,19 @@ def test_unreadable_files_name_file_and_remedy(tmp_path):
                 read(tmp_path / name)
 
 
+def test_a_forbidden_file_is_named(tmp_path, monkeypatch):
+    path = _save(tmp_path, "a.png", RAMP)
+
+    def forbidden(self, *_, **__):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    for method in ("read_bytes", "is_file"):  # of a file, of a folder that can only be listed
+        with monkeypatch.context() as patch:
+            patch.setattr("pathlib.Path." + method, forbidden)
+            with pytest.raises(InputError, match=r"a\.png: no permission"):
+                transforms.read_image(path)
+
+
 def test_read_size_reads_the_header(tmp_path):
     assert transforms.read_size(_save(tmp_path, "a.png", RAMP)) == (3, 4)
 
@@ -280,6 +292,54 @@ def test_jpeg_masks_are_cut_in_the_middle(tmp_path):
     )
 
 
+def test_stray_values_are_cut_with_a_note_and_a_legend_is_not():
+    raw = BLOB * np.uint8(255)  # 70 pixels of foreground
+    raw[4, 5:7], raw[0, 0] = 32, 200  # 3 of 71
+    expected = (raw > 127).astype(np.uint8)
+    np.testing.assert_array_equal(transforms.mask_to_class_ids(raw, 1, "a.png"), expected)
+    assert expected[4, 5] == 0 and expected[0, 0] == 1
+    assert "stray pixels" in transforms.mask_notes(raw, 1)[0]
+    raw[0, 1:3] = 32  # 5 of 73: more than a twentieth
+    with pytest.raises(InputError, match="0, 32, 200, 255.*legend"):
+        transforms.mask_to_class_ids(raw, 1, "a.png")
+    official = np.zeros(512 * 512, np.uint8)  # the numbers of a mask of FUSeg
+    official[:285], official[300:384] = 255, 32
+    mask = transforms.mask_to_class_ids(official.reshape(512, 512), 1, "a.png")
+    assert mask.sum() == 285
+    official[384:500] = 32
+    with pytest.raises(InputError, match="0, 32, 255.*legend"):
+        transforms.mask_to_class_ids(official.reshape(512, 512), 1, "a.png")
+    ids = BLOB * np.uint8(255)
+    ids[0, 0] = 1  # a class id beside an ignore label, however rare
+    with pytest.raises(InputError, match="0, 1, 255"):
+        transforms.mask_to_class_ids(ids, 1, "a.png")
+
+
+def _png_header(path, width, height):
+    body = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunk = struct.pack(">I", len(body)) + b"IHDR" + body
+    chunk += struct.pack(">I", zlib.crc32(b"IHDR" + body))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + b"\0" * 4)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "words"),
+    [
+        (9000, 9000, "9000 x 9000 pixels, but at most 80 megapixels"),
+        (10_000, 10_000, "10000 x 10000 pixels"),  # from 89 megapixels on Pillow warns
+        (30_000, 30_000, "more than 179 megapixels"),  # and from 179 on it refuses
+        (2, 500_000, "2 x 500000 pixels.*32768 pixels along a side"),
+    ],
+)
+def test_enormous_images_are_refused_unread(tmp_path, width, height, words, recwarn):
+    path = _png_header(tmp_path / "a.png", width, height)
+    for read in (transforms.read_size, transforms.read_image, transforms.read_mask):
+        with pytest.raises(InputError, match=rf"a\.png.*{words}"):
+            read(path)
+    assert not recwarn.list
+
+
 def test_mask_notes_only_where_something_was_assumed():
     assert transforms.mask_notes(BLOB, 1) == transforms.mask_notes(BLOB * 255, 1) == ()
     assert transforms.mask_notes(BLOB * 2, 2) == ()
@@ -317,64 +377,6 @@ def test_class_ids_and_their_faults():
     }.items():
         with pytest.raises(InputError, match=rf"a\.png.*{words}"):
             transforms.mask_to_class_ids(np.array([values]), 2, "a.png")
-
-
-@pytest.mark.parametrize("shape", [(40, 64), (9, 7), (20, 50), (32, 32)])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_network_image_agrees_with_jax(shape, channels):
-    image = np.random.default_rng(1).integers(0, 256, (*shape, channels), np.uint8)
-    network = transforms.to_network_image(image, 32, channels)
-    assert network.dtype == np.float32 and network.shape == (32, 32, channels)
-    expected = jax.image.resize(image / np.float32(127.5) - 1, (32, 32, channels), "linear")
-    np.testing.assert_allclose(network, expected, atol=2e-5)
-
-
-def test_network_image_converts_channels_and_range():
-    image = np.zeros((8, 8, 3), np.uint8)
-    image[:] = (255, 0, 100)
-    grey = transforms.to_network_image(image, 4, 1)
-    np.testing.assert_allclose(grey, (0.299 * 255 + 0.114 * 100) / 127.5 - 1, rtol=1e-5)
-    white = np.full((5, 5, 1), 255, np.uint8)
-    np.testing.assert_array_equal(transforms.to_network_image(white, 4, 3), np.ones((4, 4, 3)))
-    np.testing.assert_array_equal(transforms.to_network_image(white * 0, 4, 3), -1)
-
-
-def test_network_mask_takes_the_pixel_under_the_centre():
-    mask = np.arange(36, dtype=np.uint8).reshape(6, 6)
-    np.testing.assert_array_equal(
-        transforms.to_network_mask(mask, 3), [[7, 9, 11], [19, 21, 23], [31, 33, 35]]
-    )
-    grown = transforms.to_network_mask(mask[:2, :3], 6)
-    np.testing.assert_array_equal(grown, np.repeat(np.repeat(mask[:2, :3], 3, 0), 2, 1))
-
-
-def test_image_and_mask_stay_aligned():
-    yy, xx = np.mgrid[:90, :150]
-    disc = ((yy - 30) ** 2 + (xx - 100) ** 2 < 20**2).astype(np.uint8)
-    image = transforms.to_network_image((disc * 255)[..., None], 64, 1)
-    np.testing.assert_array_less(
-        np.mean((image[..., 0] > 0) != transforms.to_network_mask(disc, 64)), 0.005
-    )
-
-
-def test_prediction_returns_to_the_image():
-    yy, xx = np.mgrid[:90, :150]
-    disc = ((yy - 30) ** 2 + (xx - 100) ** 2 < 20**2).astype(np.uint8)
-    network = transforms.to_network_mask(disc, 64).astype(np.float32)[..., None]
-    restored = transforms.restore_probabilities(network, 90, 150)
-    assert restored.shape == (90, 150, 1) and restored.dtype == np.float32
-    assert restored.min() >= 0 and restored.max() <= 1
-    assert np.mean(transforms.probabilities_to_mask(restored) != disc) < 0.01
-    expected = jax.image.resize(network, (90, 150, 1), "linear")
-    np.testing.assert_allclose(restored, expected, atol=2e-5)
-
-
-def test_probabilities_to_mask():
-    binary = np.array([[[0.49], [0.5]], [[0.2], [0.9]]])
-    np.testing.assert_array_equal(transforms.probabilities_to_mask(binary), [[0, 1], [0, 1]])
-    np.testing.assert_array_equal(transforms.probabilities_to_mask(binary, 0.2), [[1, 1], [1, 1]])
-    classes = np.array([[[0.2, 0.5, 0.3], [0.1, 0.2, 0.7]]])
-    np.testing.assert_array_equal(transforms.probabilities_to_mask(classes), [[1, 2]])
 
 
 def test_real_masks_become_binary(shared_data):

@@ -45,3 +45,14 @@ def test_clusters_join_groups_and_duplicates():
     assert numbers[0] == numbers[2] and numbers[1] == numbers[4]
     assert len(set(numbers)) == 4
     assert len(set(look_alikes.clusters(thumbnails[:4], [""] * 4))) == 4
+
+
+def test_mirrored_copies_are_look_alikes():
+    rng = np.random.default_rng(3)
+    images = rng.integers(0, 256, (8, 48, 48, 1)).astype(np.uint8)
+    images[1], images[2], images[3] = images[0, :, ::-1], images[0, ::-1], images[0, ::-1, ::-1]
+    images[5] = np.rot90(images[4])  # a quarter turn is another picture
+    thumbnails = np.stack([look_alikes.thumbnail(image) for image in images])
+    found = {pair[:2] for pair in look_alikes.near_duplicates(thumbnails)}
+    assert found == {(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)}
+    assert len(set(look_alikes.clusters(thumbnails, [""] * 8))) == 5

@@ -18,30 +18,53 @@ def test_ids_may_come_with_extension_or_without_folder():
         split_files.resolve_ids(["1"], known, "x")
 
 
-def test_split_files_round_trip(tmp_path):
-    split = split_files.Split(("b", "a"), ("c",), ("ä/1", "d"))
-    split_files.write_split(tmp_path / "splits.json", split)
-    assert split_files.read_split(tmp_path / "splits.json") == split
+def test_a_written_split_can_be_read_as_lists(tmp_path):
+    path = tmp_path / "splits.json"
+    split = split_files.Split(
+        ("b", "a"),
+        ("c",),
+        ("ä/1", "d"),
+        ("a note",),
+        {"test": {"ä/1": 0, "d": 0}},
+        {"train": {"b": "p"}},
+    )
+    split_files.write_split(path, split)
+    lists = {"train": ("b", "a"), "validation": ("c",), "test": ("ä/1", "d")}
+    assert split_files.read_lists(path, ("a", "b", "c", "d", "ä/1")) == lists
     assert [path.name for path in tmp_path.iterdir()] == ["splits.json"]
-    split_files.write_split(tmp_path / "splits.json", split, {"busi": split.test, "other": ["x"]})
-    content = json.loads((tmp_path / "splits.json").read_text())
-    assert list(content) == ["train", "validation", "test/busi", "test/other"]
-    assert split_files.read_split(tmp_path / "splits.json") == split
+    split_files.write_split(path, split, {"busi": split.test, "other": ["x"]})
+    content = json.loads(path.read_text())
+    assert list(content) == [
+        "train", "validation", "test/busi", "test/other", "notes", "clusters", "groups"
+    ]  # fmt: skip
+    assert content["notes"] == ["a note"] and content["groups"] == {"train": {"b": "p"}}
+    assert content["clusters"] == {"test": {"ä/1": 0, "d": 0}}
+    assert split_files.read_lists(path, ("a", "b", "c", "d", "ä/1")) == lists
+
+
+def test_several_lists_make_up_a_role(tmp_path):
+    (tmp_path / "train.txt").write_text("a\nb\n")
+    (tmp_path / "extra.txt").write_text("# more\nb\nc.png\n")
+    (tmp_path / "lists.json").write_text(
+        '{"pool": ["train.txt", "d", "extra.txt"], "exclude": "val.txt", "test": ["e"]}'
+    )
+    (tmp_path / "val.txt").write_text("f\n")
+    lists = split_files.read_lists(tmp_path / "lists.json", tuple("abcdef"))
+    assert lists == {"pool": ("d", "a", "b", "c"), "exclude": ("f",), "test": ("e",)}
+    with pytest.raises(InputError, match=r"extra\.txt: there is no case 'c\.png'|'c'"):
+        split_files.read_lists(tmp_path / "lists.json", tuple("abdef"))
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
-    split = split_files.Split(("a",), ("b",), ("c",))
-    split_files.write_split(tmp_path / "splits.json", split)
+    path, split = tmp_path / "splits.json", split_files.Split(("a",), ("b",), ("c",))
+    split_files.write_split(path, split)
+    before = path.read_text()
 
-    def full_disk(self, text, encoding=None):
-        self.touch()
+    def full_disk(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_text", full_disk)
+    monkeypatch.setattr("os.replace", full_disk)
     with pytest.raises(InputError, match="splits.json: cannot be written .No space"):
-        split_files.write_split(tmp_path / "splits.json", split_files.Split(("z",), (), ()))
-    assert split_files.read_split(tmp_path / "splits.json") == split
+        split_files.write_split(path, split_files.Split(("z",), (), ()))
+    assert path.read_text() == before
     assert [path.name for path in tmp_path.iterdir()] == ["splits.json"]
-    with pytest.raises(InputError, match="'train' is missing"):
-        (tmp_path / "other.json").open("w").write("{}")
-        split_files.read_split(tmp_path / "other.json")

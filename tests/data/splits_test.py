@@ -10,6 +10,7 @@ import pytest
 
 from fewshotseg.data import split_files, splits
 from fewshotseg.data.sources.folder import FolderSource
+from fewshotseg.data.survey import Survey
 from fewshotseg.errors import InputError
 from fewshotseg.types import Case
 
@@ -154,7 +155,9 @@ def test_listed_split_wins(tmp_path):
     for given in (lists, tmp_path / "lists.json", tmp_path, by_file):
         draw = splits.few_shot_split(source, 99, 99, seed=0, lists=given)
         assert (draw.train, draw.validation, draw.test) == expected
-        assert draw.notes[0].startswith("1 patients, series or look-alike images")
+        assert draw.notes[0].startswith(
+            "1 patient, series or set of look-alike images on two sides"
+        )
 
 
 def test_listed_training_part_is_a_pool():
@@ -182,6 +185,89 @@ def test_listed_training_cases_never_test():
         assert draw.test == source.ids[6:10]
 
 
+def _further(number, copies, groups=None):
+    source = _Source(number, name="elsewhere", copies=copies, groups=groups)
+    return {"clinic": (Survey(source), source.ids)}
+
+
+def test_what_resembles_a_further_test_set_is_not_drawn():
+    # c000 to c002 of the other set repeat c003 to c005 of ours; the rest is drawn anew.
+    copies = {f"c{i:03d}": f"c{i + 3:03d}" for i in range(3)}
+    copies |= {f"c{i:03d}": f"c{i + 500}" for i in range(3, 8)}
+    source, further = _Source(20), _further(8, copies)
+    lists = {"test": source.ids[15:]}
+    draw = splits.few_shot_split(source, 9, 3, seed=0, lists=lists, further=further)
+    free = {*source.ids[:15]} - {"c003", "c004", "c005"}
+    assert {*draw.train, *draw.validation} == free and draw.test == source.ids[15:]
+    assert draw.notes[0].startswith("3 cases were left out of the draw")
+    assert draw.notes[0].endswith("is in the test set clinic")
+    assert sorted(draw.clusters["clinic"].values()) == list(range(5, 13))  # all independent
+    listed = {"train": ["c003", "c004", "c000"], "validation": ["c005"], "test": ["c010"]}
+    draw = splits.few_shot_split(source, 9, 3, seed=0, lists=listed, further=further)
+    assert draw.train == ("c003", "c004", "c000")
+    assert draw.notes[0].startswith("3 of 8 cases of the test set clinic look like training")
+
+
+def test_groups_of_the_same_name_elsewhere_are_told():
+    groups = {f"c{i:03d}": f"p{i}" for i in range(20)}
+    copies = {f"c{i:03d}": f"c{i + 500}" for i in range(4)}
+    source, further = _Source(20, groups=groups), _further(4, copies, {"c000": "p7", "c001": "q"})
+    draw = splits.few_shot_split(
+        source, 10, 4, seed=0, lists={"test": source.ids[14:]}, further=further
+    )
+    assert len(draw.notes) == 1 and "groups of the same name" in draw.notes[0]
+    assert "1, for example p7" in draw.notes[0]
+    assert draw.groups["clinic"] == {"c000": "p7", "c001": "q"}
+    assert draw.groups["train"] == {i: groups[i] for i in draw.train}
+
+
+def test_test_cases_are_numbered_by_cluster():
+    groups = {"c012": "p", "c014": "p"}
+    source = _Source(20, groups=groups, copies={"c016": "c013"})
+    draw = splits.few_shot_split(source, 8, 4, seed=0, lists={"test": source.ids[12:18]})
+    assert draw.clusters == {
+        "test": {"c012": 0, "c013": 1, "c014": 0, "c015": 2, "c016": 1, "c017": 3}
+    }
+    assert draw.groups == {"test": groups}
+
+
+def test_every_draw_is_pairwise_disjoint():
+    groups = {f"c{index:03d}": f"p{index // 3}" for index in range(30)}
+    copies = {f"c{index:03d}": f"c{index - 20:03d}" for index in range(50, 60)}
+    ids = _Source(60).ids
+    for lists in (
+        None, {"test": ids[40:]}, {"train": ids[:40]}, {"pool": ids[:45], "test": ids[40:]},
+        {"pool": ids[:40], "validation": ids[5:9]}, {"pool": ids, "exclude": ids[:6], "test": ids[50:]},
+    ):  # fmt: skip
+        for seed in range(4):
+            source = _Source(60, groups=groups, copies=copies)
+            draw = splits.few_shot_split(source, 12, 4, seed, lists=lists)
+            parts = [set(draw.train), set(draw.validation), set(draw.test)]
+            for i in range(3):
+                assert len(parts[i]) == len((draw.train, draw.validation, draw.test)[i]) > 0
+                assert not parts[i] & parts[(i + 1) % 3]
+            excluded = set((lists or {}).get("exclude", ()))
+            assert not excluded & set().union(*parts)
+
+
+def test_a_pool_larger_than_the_draw():
+    source = _Source(60, copies={"c010": "c050", "c011": "c059"})
+    lists = {"pool": source.ids[:46], "exclude": source.ids[44:52], "test": source.ids[54:]}
+    draws = [splits.few_shot_split(source, 16, 4, seed, lists=lists) for seed in range(5)]
+    free = set(source.ids[:44]) - {"c010", "c011"}  # look like an excluded and a test case
+    drawn = [{*draw.train, *draw.validation} for draw in draws]
+    assert all(len(ids) == 20 and ids <= free for ids in drawn)
+    assert len(set().union(*drawn)) > 35  # other seeds, other cases
+    assert {draw.test for draw in draws} == {source.ids[54:]}
+    assert draws[0].notes[0].startswith("2 cases of the pool were not drawn")
+    assert draws[0].notes[1].startswith("2 cases were left out of the draw")
+    with pytest.raises(InputError, match="both 'train' and 'pool'"):
+        splits.few_shot_split(source, 4, 2, 0, lists={**lists, "train": ["c001"]})
+    fixed = {**lists, "validation": source.ids[20:24]}
+    draw = splits.few_shot_split(source, 16, 99, 0, lists=fixed)
+    assert draw.validation == source.ids[20:24] and not {*draw.train} & {*draw.validation}
+
+
 def test_bad_lists_are_refused(tmp_path):
     source = _Source(12)
     (tmp_path / "broken.json").write_text("{")
@@ -189,9 +275,12 @@ def test_bad_lists_are_refused(tmp_path):
     (tmp_path / "empty.txt").write_text("# nothing\n")
     (tmp_path / "typo.txt").write_text("c001\nc0O2\n")
     for lists, words in [
-        ({"train": ["c001"], "validation": ["c002"], "test": ["c001"]}, "share 1 cases.*'c001'"),
+        (
+            {"train": ["c001"], "validation": ["c002"], "test": ["c001"]},
+            "share 1 case, for.*'c001'",
+        ),
         ({"train": tmp_path / "typo.txt"}, r"typo\.txt: there is no case 'c0O2'; the closest is"),
-        ({"training": ["c001"]}, "'training' is none of train, validation, test"),
+        ({"training": ["c001"]}, "'training' is none of train, validation, test, pool"),
         (tmp_path / "broken.json", r"broken\.json: not valid JSON"),
         (tmp_path / "numbers.json", r"numbers\.json: expected JSON like"),
         (tmp_path / "missing.json", r"missing\.json: the list cannot be read"),
@@ -208,6 +297,12 @@ def test_too_few_cases_are_counted():
         splits.few_shot_split(_Source(30), 30, 5, seed=0)
     with pytest.raises(InputError, match="in 1 independent clusters"):
         splits.few_shot_split(_Source(20, groups=groups), 4, 2, seed=0)
+    groups = {f"c{index:03d}": "Ms Miller" for index in range(19)}
+    with pytest.raises(InputError, match="'Ms Miller' alone has 19 of all 20 cases, such as c000"):
+        splits.few_shot_split(_Source(20, groups=groups), 4, 2, seed=0, test_fraction=0.5)
+    copies = {f"c{index:03d}": "c000" for index in range(1, 12)}
+    with pytest.raises(InputError, match="one set of look-alikes alone has 12 of all 20"):
+        splits.few_shot_split(_Source(20, copies=copies), 15, 2, seed=0)
 
 
 def test_real_lists(shared_data):
@@ -219,3 +314,42 @@ def test_real_lists(shared_data):
     assert (len(draw.train), len(draw.validation), len(draw.test)) == (32, 8, 100)
     assert {*draw.train, *draw.validation} == set(split_files.read_ids(parts["train"]))
     assert draw.notes == ()
+
+
+@pytest.mark.parametrize("name", ["isic2017", "kvasir_seg"])
+def test_draws_from_a_large_pool_of_real_images(name, shared_data):
+    """Seeds share only some of the 40 labelled images when they are drawn from hundreds."""
+    folders = {
+        "isic2017": [
+            ("isic2017/ISIC-2017_Training_Data", "isic2017/ISIC-2017_Training_Part1_GroundTruth"),
+            (
+                "isic2017/ISIC-2017_Validation_Data",
+                "isic2017/ISIC-2017_Validation_Part1_GroundTruth",
+            ),
+            (
+                "isic2017_curve/ISIC-2017_Training_Data",
+                "isic2017_curve/ISIC-2017_Training_Part1_GroundTruth",
+            ),
+        ],
+        "kvasir_seg": [
+            (f"{part}/Kvasir-SEG/images", f"{part}/Kvasir-SEG/masks")
+            for part in ("kvasir_seg", "kvasir_seg_curve")
+        ],
+    }[name]
+    images, masks = ([shared_data / pair[side] for pair in folders] for side in (0, 1))
+    source, listed = FolderSource(images, masks, name=name), shared_data / "splits" / name
+    survey = Survey(source)
+    lists = {
+        "pool": [listed / f"{part}.txt" for part in ("train", "extra", "curve")],
+        "test": listed / "test.txt",
+        "exclude": [listed / "val.txt"],
+    }
+    draws = [
+        splits.few_shot_split(source, 32, 8, seed, lists=lists, survey=survey) for seed in range(3)
+    ]
+    labelled = [{*draw.train, *draw.validation} for draw in draws]
+    pool = {i for part in lists["pool"] for i in split_files.read_ids(part)}
+    closed = {*split_files.read_ids(lists["test"]), *split_files.read_ids(listed / "val.txt")}
+    for ids, draw in zip(labelled, draws, strict=True):
+        assert len(ids) == 40 and ids <= pool and not ids & closed and len(draw.test) == 100
+    assert max(len(a & b) for a, b in zip(labelled, labelled[1:], strict=False)) < 10

@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from fewshotseg.data import image_files as transforms
+from fewshotseg.data import canvas
 from fewshotseg.errors import InputError
 from fewshotseg.results import metrics
 from fewshotseg.results.evaluate import _choose_examples, evaluate
@@ -100,8 +100,8 @@ def test_metrics_are_taken_at_the_original_size(tmp_path):
     _run(_brightness, source, tmp_path)
     rows = json.loads((tmp_path / "cases.json").read_text())
     for row, mask, case_id in zip(rows, masks, source.ids, strict=True):
-        seen = transforms.to_network_image(source.load(case_id).image, SIZE, 1)
-        restored = transforms.restore_probabilities((seen + 1) / 2, *mask.shape)
+        seen = canvas.to_network_image(source.load(case_id).image, SIZE, 1)
+        restored = canvas.restore_probabilities((seen + 1) / 2, mask.shape)
         expected = restored[..., 0] >= 0.5
         assert (row["height"], row["width"]) == mask.shape
         assert row["reference_size"] == mask.sum()

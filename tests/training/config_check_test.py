@@ -14,7 +14,8 @@ NAMES = sorted(p.stem for p in (pathlib.Path(__file__).parents[2] / "configs").g
 
 
 def load(name):
-    return importlib.import_module(f"configs.{name}").get_config()
+    arg = "isic2017" if name == "public" else ""
+    return importlib.import_module(f"configs.{name}").get_config(arg)
 
 
 def is_number(value):

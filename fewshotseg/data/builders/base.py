@@ -25,6 +25,7 @@ from fewshotseg.data import image_files as transforms
 from fewshotseg.errors import InputError
 
 UNSPLIT = "cases"  # TFDS split of data sets that are published without one
+LISTED = 20  # faults in one message
 CASES_PER_SHARD = 32  # held in memory, encoded, while a shard is written
 
 
@@ -51,7 +52,7 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     """Base of the builders. A subclass sets the attributes and writes `list_items`.
 
     Attributes:
-      name: of the data set, as in `datasets.DATASETS`.
+      name: of the data set, as in `sources.tfds.DATASETS`.
       MANUAL_DOWNLOAD_INSTRUCTIONS: where to download what, and how to unpack it.
       class_names: the foreground classes; their ids are 1, 2, ... in this order.
       description: what is in it, and what a user should know of it.
@@ -108,7 +109,7 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         self, dl_manager
     ) -> Mapping[str, Sequence[Callable[[], Iterator]]]:
         items = self.checked_items(pathlib.Path(dl_manager.manual_dir))
-        self._bar.total = len(items)
+        self._bar.reset(total=len(items))
         by_split = {}
         for item in items:
             by_split.setdefault(item.split, []).append(item)
@@ -124,10 +125,11 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         }
 
     def checked_items(self, source_dir: pathlib.Path) -> list[Item]:
-        """`list_items` in the order of the ids.
+        """`list_items` in the order of the ids, headers of images and whole masks looked at.
 
         Raises:
-          InputError: nothing found, an image without its mask, or an id used twice.
+          InputError: nothing found, or what is wrong with the files: all of it, so that nothing is
+            written in vain. Damage behind a header is only found when the image is read.
         """
         items = sorted(self.list_items(source_dir), key=lambda item: item.id)
         if not items:
@@ -135,19 +137,42 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
                 f"{source_dir}: nothing of {self.name} was found in this folder. "
                 f"{instructions_of(type(self))}"
             )
+        faults = []
         lacking = [item for item in items if not all(mask.is_file() for mask in item.masks)]
         if lacking:
             first = lacking[0]
             missing = next(mask for mask in first.masks if not mask.is_file())
-            raise InputError(
+            faults.append(
                 f"{first.image}: its mask {missing} is missing, as for {len(lacking)} of "
                 f"{len(items)} images: unpack the masks completely, or remove those images."
             )
         case_id, number = Counter(item.id for item in items).most_common(1)[0]
         if number > 1:
             paths = [str(item.image) for item in items if item.id == case_id]
-            raise InputError(f"{paths[0]} and {paths[1]}: two images are called {case_id!r}.")
+            faults.append(f"{paths[0]} and {paths[1]}: two images are called {case_id!r}.")
+        label = f"{self.name}: looking at masks"
+        for item in tqdm(items, label, leave=False, disable=not self.show_progress):
+            if all(mask.is_file() for mask in item.masks):
+                try:
+                    self._read_mask(item, transforms.read_size(item.image))
+                except InputError as error:
+                    faults.append(str(error))
+        if faults:
+            number = f"{len(faults)} faults, and nothing was written. " if len(faults) > 1 else ""
+            more = f" (and {len(faults) - LISTED} more)" if len(faults) > LISTED else ""
+            raise InputError(number + " ".join(faults[:LISTED]) + more)
         return items
+
+    def _read_mask(self, item: Item, size: tuple[int, int]):
+        """Class ids and notes of one case's mask, of the size of its image."""
+        raw = transforms.read_mask(item.masks)
+        if raw.shape != size:
+            raise InputError(
+                f"{item.masks[0]}: the mask is {raw.shape[1]} x {raw.shape[0]} pixels, but its "
+                f"image {item.image.name} is {size[1]} x {size[0]}: download both again."
+            )
+        mask = transforms.mask_to_class_ids(raw, len(self.class_names), item.masks[0])
+        return mask, transforms.mask_notes(raw, len(self.class_names))
 
     def _examples(self, items: Sequence[Item]) -> Iterator[tuple[str, dict]]:
         for item in items:
@@ -156,18 +181,11 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     def _example(self, item: Item) -> dict:
         image, notes = transforms.read_image(item.image)
-        raw = transforms.read_mask(item.masks)
-        if raw.shape != image.shape[:2]:
-            raise InputError(
-                f"{item.masks[0]}: the mask is {raw.shape[1]} x {raw.shape[0]} pixels, but its "
-                f"image {item.image.name} is {image.shape[1]} x {image.shape[0]}: download both "
-                "again."
-            )
-        mask = transforms.mask_to_class_ids(raw, len(self.class_names), item.masks[0])
+        mask, mask_notes = self._read_mask(item, image.shape[:2])
         encoded = item.image.read_bytes()
         if notes or not _is_plain(encoded):
             encoded = _png(image)
-        notes += transforms.mask_notes(raw, len(self.class_names))
+        notes += mask_notes
         return {
             "id": item.id,
             "group": item.group,

@@ -20,9 +20,8 @@ import numpy as np
 from PIL import Image
 
 from fewshotseg.data import split_files
-from fewshotseg.data.sources import folder, phantom
 from fewshotseg.errors import InputError
-from fewshotseg.types import Case, CaseSource
+from fewshotseg.types import Case
 
 Path = str | os.PathLike[str]
 
@@ -96,8 +95,8 @@ def _create_builder(builder_cls, data_dir: pathlib.Path):
         return builder_cls(data_dir=data_dir, file_format="array_record")
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"{data_dir / builder_cls.name}: the prepared data set is damaged ({error}): delete this "
-            "folder and prepare it again."
+            f"{data_dir / builder_cls.name}: the prepared data set is damaged: delete this folder and "
+            "prepare it again."
         ) from error
 
 
@@ -185,8 +184,8 @@ class TfdsSource:
             image, mask = _decode(example["image"]), _decode(example["mask"])[..., 0]
         except Exception as error:  # array_record raises whatever its C++ side reports
             raise InputError(
-                f"{self._data_path}: case {case_id!r} cannot be read ({error}): delete this folder "
-                "and prepare the data set again."
+                f"{self._data_path}: case {case_id!r} cannot be read: delete this folder and prepare "
+                "the data set again."
             ) from error
         if stored_id != case_id:
             raise InputError(
@@ -199,8 +198,7 @@ class TfdsSource:
 
 def prepare_command(name: str, data_dir: Path) -> str:
     """What to type to prepare a data set; DOWNLOADS stands for the folder with the download."""
-    command = ["python", "run.py", "--mode=prepare", "--config=configs/default.py"]
-    command += ["--config.data.source=tfds", f"--config.data.tfds.name={name}"]
+    command = ["python", "run.py", "--mode=prepare", f"--config=configs/public.py:{name}"]
     command += [f"--config.data.tfds.data_dir={os.fspath(data_dir)}", "--data_dir=DOWNLOADS"]
     return shlex.join(command)
 
@@ -209,25 +207,3 @@ def _decode(encoded: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(encoded)) as image:
         pixels = np.array(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels
-
-
-SOURCES = {
-    "phantom": phantom.PhantomSource,
-    "folder": folder.FolderSource,
-    "tfds": TfdsSource,
-}
-
-
-def create_source(source: str, **fields) -> CaseSource:
-    """A source of cases by kind.
-
-    Args:
-      source: 'phantom', 'folder' or 'tfds'.
-      **fields: arguments of `phantom.PhantomSource`, `folder.FolderSource` or `TfdsSource`.
-
-    Raises:
-      InputError: unknown kind, or whatever is wrong with the data.
-    """
-    if source not in SOURCES:
-        raise InputError(f"data.source is {source!r}: use one of {', '.join(SOURCES)}.")
-    return SOURCES[source](**fields)

@@ -128,6 +128,14 @@ def test_groups_come_from_the_id(tmp_path):
         FolderSource(*_folders(tmp_path), group_pattern="(")
 
 
+def test_a_group_pattern_that_matches_nothing_is_refused(tmp_path):
+    folders = _folders(tmp_path)
+    with pytest.raises(InputError, match=r"'patient\(.*none of the 5 ids.*case0, case1.*0 groups"):
+        FolderSource(*folders, group_pattern=r"patient(\d+)")
+    source = FolderSource(*folders, group_pattern=r"patient(\d+)", strict=False)
+    assert "0 groups" in source.faults["group_pattern"] and len(source.ids) == 5
+
+
 def test_several_classes(tmp_path):
     images, masks = _folders(tmp_path)
     for path in masks.iterdir():
@@ -169,7 +177,7 @@ def _image_without_mask(images, masks):
 
 def _mask_without_image(images, masks):
     (images / "case1.png").unlink()
-    return r"1 masks have no image \(case1\.png\)"
+    return r"1 mask has no image \(case1\.png\)"
 
 
 def _names_that_never_match(images, masks):
@@ -279,6 +287,22 @@ def test_without_strictness_faults_wait(tmp_path):
         source.load("case3")
 
 
+def test_all_faults_of_all_kinds_are_kept(tmp_path):
+    images, masks = _folders(tmp_path, 8)
+    for spoil in (_sizes_differ, _empty_file, _same_id, _nifti):
+        spoil(images, masks)
+    (masks / "case1.png").unlink()
+    (images / "case4.png").unlink()
+    source = FolderSource(images, masks, strict=False)
+    assert set(source.faults) == {
+        "case2", "case3", "images/case0.png", "images/case1.png", "masks/case4.png",
+        "masks/case0.nii.gz",
+    }  # fmt: skip
+    assert source.ids == ("case0", "case2", "case3", "case5", "case6", "case7")
+    with pytest.raises(InputError, match="NIfTI.*3 more of other kinds"):
+        FolderSource(images, masks)
+
+
 def test_a_small_test_set_can_be_allowed(tmp_path):
     assert len(FolderSource(*_folders(tmp_path, 2), minimum_cases=1).ids) == 2
 
@@ -291,6 +315,10 @@ def test_real_layouts(shared_data):
         )
         assert len(source.ids) == number and source.ids[0].startswith("ISIC_")
         assert source.load(source.ids[0]).mask.any()
+    drive = shared_data / "drive" / "DRIVE" / "training"
+    source = FolderSource(drive / "images", drive / "1st_manual")
+    assert len(source.ids) == 10 and "21_training" in source.ids
+    assert 0.05 < source.load("21_training").mask.mean() < 0.2
     kvasir = shared_data / "kvasir_seg" / "Kvasir-SEG"
     source = FolderSource(kvasir / "images", kvasir / "masks")
     assert len(source.ids) == 200

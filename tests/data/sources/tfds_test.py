@@ -152,19 +152,6 @@ def test_neither_tfds_nor_tensorflow_is_imported_in_vain(download, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_create_source(download, tmp_path):
-    phantom = datasets.create_source("phantom", num_cases=3)
-    assert len(phantom.ids) == 3
-    images, masks = (download / "CVC-ClinicDB" / name for name in ("Original", "Ground Truth"))
-    folder = datasets.create_source("folder", images_dir=images, masks_dir=masks)
-    assert folder.ids == ("1", "2", "3", "4")
-    datasets.prepare("cvc_clinicdb", download, tmp_path / "data", progress=False)
-    fields = {"name": "cvc_clinicdb", "data_dir": tmp_path / "data"}
-    assert datasets.create_source("tfds", **fields).ids == folder.ids
-    with pytest.raises(InputError, match="phantom, folder, tfds"):
-        datasets.create_source("files")
-
-
 def test_only_plain_jpeg_and_png_are_stored_unconverted(tmp_path):
     folder = tmp_path / "download" / "CVC-ClinicDB"
     for name in ("Original", "Ground Truth"):

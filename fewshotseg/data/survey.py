@@ -1,0 +1,70 @@
+"""What a split and a check need to know of every case, from reading each image once."""
+
+import dataclasses
+
+import numpy as np
+
+from fewshotseg.data import canvas, look_alikes
+from fewshotseg.types import Case, CaseSource
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What remains of a case when its pixels are gone.
+
+    Attributes:
+      shape: `(*spatial, C)` of the image.
+      group: patient or series; '' if unknown.
+      notes: conversions, as in `Case`.
+      thumbnail: float32 `[24 * 24]`, see `look_alikes`.
+      share: float `[number of classes]`, of the pixels; the first class has id 1.
+      vanishes: a class of the mask has no pixel left at the size of the networks.
+      flat: all pixels of the image have one value.
+    """
+
+    shape: tuple[int, ...]
+    group: str
+    notes: tuple[str, ...]
+    thumbnail: np.ndarray
+    share: np.ndarray
+    vanishes: bool
+    flat: bool
+
+
+class Survey:
+    """The records of a source's cases; each is read when it is first asked for.
+
+    Args:
+      source: of the cases.
+      size: of the networks' canvas, for `Record.vanishes`.
+    """
+
+    def __init__(self, source: CaseSource, size: canvas.Size = 1024):
+        self.source, self.size = source, size
+        self.records: dict[str, Record] = {}
+
+    def __getitem__(self, case_id: str) -> Record:
+        """The record of a case.
+
+        Raises:
+          InputError: the case cannot be read.
+        """
+        if case_id not in self.records:
+            self.see(self.source.load(case_id))
+        return self.records[case_id]
+
+    def see(self, case: Case) -> None:
+        """Takes down a case that somebody has loaded."""
+        num_classes = len(self.source.class_names)
+        counts = np.bincount(case.mask.ravel(), minlength=num_classes + 1)[1:]
+        small = canvas.to_network_mask(case.mask, self.size)
+        left = np.bincount(small.ravel(), minlength=num_classes + 1)[1:]
+        self.records[case.id] = Record(
+            shape=case.image.shape,
+            group=case.group,
+            notes=case.notes,
+            thumbnail=look_alikes.thumbnail(case.image),
+            share=counts / case.mask.size,
+            vanishes=bool(np.any((counts > 0) & (left == 0))),
+            flat=bool((case.image == case.image[:1, :1]).all()),
+        )

@@ -1,0 +1,51 @@
+"""From a configuration to the cases of an experiment: the data's part of `build`."""
+
+from typing import Any
+
+from fewshotseg import errors
+from fewshotseg.data import cases
+from fewshotseg.data.split_files import Split
+from fewshotseg.data.survey import Survey
+from fewshotseg.types import CaseSource
+
+
+def create_source(fields, strict: bool = True) -> CaseSource:
+    """The source that a `source_config()` of configs/default.py names."""
+    return cases.create_source(fields.source, dict(fields.get(fields.source, {})), strict)
+
+
+def create_test_sources(config) -> dict[str, CaseSource]:
+    """The further test sets by name."""
+    sources = {name: create_source(fields) for name, fields in config.test_sets.items()}
+    folder = config.data.folder
+    more = cases.create_test_folders(
+        config.test_folders, tuple(folder.class_names), folder.mask_pattern
+    )
+    if twice := sources.keys() & more.keys():
+        raise errors.InputError(f"test_folders and test_sets both have {min(twice)!r}: rename one.")
+    return sources | more
+
+
+def create_split(config, survey: Survey) -> Split:
+    """The split that training makes of a source."""
+    return cases.create_split(survey, test_sources=create_test_sources(config), **_draw(config))
+
+
+def create_data(config) -> cases.Data:
+    """Source, split, arrays and test sets of an experiment.
+
+    Raises:
+      InputError: whatever is wrong with the data.
+    """
+    return cases.create_data(
+        create_source(config.data),
+        image_size=config.data.image_size,
+        channels=config.data.channels,
+        test_sources=create_test_sources(config),
+        **_draw(config),
+    )
+
+
+def _draw(config) -> dict[str, Any]:
+    names = ("num_train", "num_validation", "num_test", "split_file")
+    return {"seed": config.seed, **{name: config.data[name] for name in names}}
