@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import io
 import os
-import pathlib
-import tempfile
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -22,6 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from fewshotseg import files
 from fewshotseg.errors import InputError
 
 if TYPE_CHECKING:  # types.py imports JAX, which drawing does not need
@@ -43,39 +42,12 @@ _GAP = 8  # pixels between tiles
 _LINE = 16  # pixels of height of a line of text
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes `data` beside `path` and renames it, so that readers never see half a file.
-
-    Raises:
-      InputError: the folder cannot be written or the disk is full.
-    """
-    path = pathlib.Path(path)
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".partial-", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only the owner can read
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}). "
-            "Choose another output folder or free some space."
-        ) from error
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-
-
 def save_image(image: np.ndarray, path: str | os.PathLike[str]) -> None:
     """Writes uint8 `[H, W]`, `[H, W, 1]` or `[H, W, 3]` as PNG, whatever the suffix of `path`."""
     image = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG")
-    write_atomically(path, buffer.getvalue())
+    files.write_bytes(path, buffer.getvalue())
 
 
 def to_rgb(image: np.ndarray) -> np.ndarray:
@@ -288,7 +260,7 @@ def _write_canvas(canvas: np.ndarray, texts, path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         agg.print_png(buffer)
-    write_atomically(path, buffer.getvalue())
+    files.write_bytes(path, buffer.getvalue())
 
 
 def _outline_and_rim(mask, picture, width, name) -> tuple[np.ndarray, np.ndarray]:

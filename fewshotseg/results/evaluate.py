@@ -1,9 +1,6 @@
 """A model on a test set: metrics per case, summaries over cases, and pictures of both ends."""
 
 import collections
-import csv
-import io
-import json
 import math
 import pathlib
 import re
@@ -13,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fewshotseg import figures
+from fewshotseg import figures, files
 from fewshotseg.errors import InputError
 from fewshotseg.results import metrics
 from fewshotseg.results.predict_files import Predictor, PredictProbabilities, segment_images
@@ -91,8 +88,9 @@ def evaluate(
     }
     (output_dir / "summary.json").unlink(missing_ok=True)  # it says that everything is in place
     summary["examples"] = _save_examples(model, source, rows, output_dir / "examples", batch_size)
-    _write_rows(rows, output_dir)
-    _write_json(summary, output_dir / "summary.json")
+    files.write_rows(output_dir / "cases.csv", rows)
+    files.write_json(output_dir / "cases.json", rows)
+    files.write_json(output_dir / "summary.json", summary)
     return summary
 
 
@@ -181,31 +179,3 @@ def _save_examples(model, source, rows, folder: pathlib.Path, batch_size) -> lis
 def _safe(case_id: str) -> str:
     """A case id as part of a file name."""
     return re.sub(r"[^\w.-]+", "_", case_id).strip("._")[-80:] or "case"
-
-
-def _write_rows(rows, folder: pathlib.Path) -> None:
-    buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, list(rows[0]))
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: "" if _undefined(value) else value for key, value in row.items()})
-    figures.write_atomically(folder / "cases.csv", buffer.getvalue().encode())
-    _write_json(rows, folder / "cases.json")
-
-
-def _write_json(value, path: pathlib.Path) -> None:
-    text = json.dumps(_jsonable(value), indent=1, ensure_ascii=False, allow_nan=False)
-    figures.write_atomically(path, text.encode())
-
-
-def _jsonable(value):
-    """JSON knows no NaN: such numbers become null."""
-    if isinstance(value, Mapping):
-        return {key: _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    return None if _undefined(value) else value
-
-
-def _undefined(value) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)

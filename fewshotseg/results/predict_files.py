@@ -3,7 +3,6 @@
 import collections
 import csv
 import dataclasses
-import io
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fewshotseg import figures
+from fewshotseg import figures, files
 from fewshotseg.data import image_files as transforms
 from fewshotseg.data.sources import folder
 from fewshotseg.errors import InputError
@@ -118,7 +117,7 @@ def predict_files(
 
     Predicting again into the same folder replaces the masks and rows of the same files and keeps
     the others. A file that cannot be read gets a row whose `error` says why, and the others are
-    done all the same: see `raise_if_failed`. Nothing is written into the input folder.
+    done all the same. Nothing is written into the input folder.
 
     Args:
       predictor: a trained model.
@@ -134,54 +133,39 @@ def predict_files(
       InputError: no input there, an output folder that is in the input folder or that holds masks
         from elsewhere, a full disk, or a prediction that is not finite.
     """
-    files, root = _list_files(pathlib.Path(input_path), log)
+    paths, root = _list_files(pathlib.Path(input_path), log)
     output_dir = pathlib.Path(output_dir)
     earlier = _open_output(output_dir, root, is_folder=pathlib.Path(input_path).is_dir())
-    batch_size = max(1, min(batch_size, len(files)))
+    batch_size = max(1, min(batch_size, len(paths)))
     network = _Timed(predictor.predict_probabilities)
     timed = dataclasses.replace(predictor, predict_probabilities=network)
     side = predictor.image_size
     network(np.zeros((batch_size, side, side, predictor.channels), np.float32))
     compile_seconds, network.seconds = network.seconds, 0.0
     started, rows = time.perf_counter(), []
-    keys = [path.relative_to(root).as_posix() for path in files]
+    keys = [path.relative_to(root).as_posix() for path in paths]
     targets = _target_names(keys, earlier)
     again = len(set(keys) & {row["file"] for row in earlier})
     if again:
         log(f"{again} file(s) were predicted into {output_dir} before; their masks are replaced.")
     try:
-        for start in range(0, len(files), batch_size):
+        for start in range(0, len(paths), batch_size):
             part = slice(start, start + batch_size)
-            rows += _predict_batch(timed, files[part], keys[part], targets, output_dir, batch_size)
+            rows += _predict_batch(timed, paths[part], keys[part], targets, output_dir, batch_size)
     finally:  # an interrupted run still accounts for the masks that it wrote
         new = {row["file"] for row in rows}
-        _write_table(output_dir, [r for r in earlier if r["file"] not in new] + rows)
+        files.write_rows(
+            output_dir / _TABLE, [r for r in earlier if r["file"] not in new] + rows, _COLUMNS
+        )
     done = len({row["file"] for row in rows if not row["error"]})
     total = max(time.perf_counter() - started, 1e-9)
     log(
-        f"{done} of {len(files)} images in {total:.2f} s: {done / total:.1f} images per second "
+        f"{done} of {len(paths)} images in {total:.2f} s: {done / total:.1f} images per second "
         f"with reading and writing, {done / max(network.seconds, 1e-9):.1f} in the network alone "
         f"(first call with compilation, {compile_seconds:.2f} s, not counted). "
         + ("Masks hold 0 and 255." if len(predictor.class_names) == 1 else "Masks hold class ids.")
     )
     return rows
-
-
-def raise_if_failed(rows: Sequence[dict[str, Any]]) -> None:
-    """Ends a command line run with an error if a file could not be read.
-
-    Raises:
-      InputError: names the files, the first reason, and how many are done.
-    """
-    failed = [row for row in rows if row["error"]]
-    if failed:
-        done = len({row["file"] for row in rows}) - len(failed)
-        raise InputError(
-            f"{len(failed)} file(s) could not be segmented, the other {done} are done: "
-            + ", ".join(row["file"] for row in failed[:5])
-            + (", ..." if len(failed) > 5 else "")
-            + f". The first reason: {failed[0]['error']} See the column 'error' of {_TABLE}."
-        )
 
 
 class _Timed:
@@ -255,7 +239,7 @@ def _open_output(output_dir: pathlib.Path, root: pathlib.Path, *, is_folder: boo
             f"{output_dir}: has masks or overlays that were not written by a prediction (there is "
             f"no {_TABLE} beside them). Choose another --output, so that nothing is overwritten."
         )
-    _write_table(output_dir, earlier)
+    files.write_rows(output_dir / _TABLE, earlier, _COLUMNS)
     return earlier
 
 
@@ -323,11 +307,3 @@ def _area_rows(key, mask, class_names, seconds, target, notes) -> list[dict[str,
         )
         rows.append(dict(zip(_COLUMNS, values, strict=True)))
     return rows
-
-
-def _write_table(output_dir: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
-    buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, _COLUMNS)
-    writer.writeheader()
-    writer.writerows(rows)
-    figures.write_atomically(output_dir / _TABLE, buffer.getvalue().encode())

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fewshotseg import errors
+from fewshotseg import errors, files
 from fewshotseg.data import cases
 from fewshotseg.data.cases import Data
 from fewshotseg.methods import METHODS
@@ -133,5 +133,5 @@ def threshold_baseline(data: Data, folder: pathlib.Path) -> None:
     for name, (source, ids) in data.test_sets.items():
         _, _, dice = baselines.best_threshold_dice(train, [source.load(i) for i in ids])
         results[name] = dice
-    run_files.write_json(results, folder / "threshold.json")
+    files.write_json(folder / "threshold.json", results)
     print("Best grey-value threshold:", json.dumps({k: round(v, 3) for k, v in results.items()}))

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from fewshotseg import errors
+from fewshotseg import errors, files
 
 # Fields that may differ between commands on one workdir: they do not change what is trained.
 FREE_FIELDS = ("methods", "evaluate", "test_sets", "compilation_cache", "diagnose")
@@ -26,8 +26,8 @@ def write(config, workdir: pathlib.Path) -> None:
     """
     if (workdir / "config.json").exists():
         check_same(config, workdir)
-    write_json(json.loads(config.to_json()), workdir / "config.json")
-    write_json(environment(), workdir / "environment.json")
+    files.write_json(workdir / "config.json", json.loads(config.to_json()))
+    files.write_json(workdir / "environment.json", environment())
 
 
 def check_same(config, workdir: pathlib.Path) -> None:
@@ -71,13 +71,6 @@ def read_class_names(workdir: pathlib.Path) -> list[str]:
         return json.loads((workdir / "classes.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise errors.InputError(f"{workdir} has no classes.json: train first.") from error
-
-
-def write_json(value: Any, path: pathlib.Path) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never half of one."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
 
 
 def environment() -> dict[str, Any]:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fewshotseg import figures
+from fewshotseg import files
 from fewshotseg.data import cases, split_files
 from fewshotseg.results.report import plots as report_plots
 from fewshotseg.runs import checkpoint
@@ -152,7 +152,7 @@ def compare_estimators(config, workdir: str | pathlib.Path) -> list[Row]:
             jax.clear_caches()
     bar.close()
     plot = report_plots.estimators([dataclasses.asdict(row) for row in rows])
-    figures.write_atomically(workdir / "hypergradient" / "estimators.png", plot)
+    files.write_bytes(workdir / "hypergradient" / "estimators.png", plot)
     return rows
 
 

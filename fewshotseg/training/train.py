@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fewshotseg import figures
+from fewshotseg import figures, files
 from fewshotseg.data import cases, split_files
 from fewshotseg.data import image_files as transforms
 from fewshotseg.genseg import levels as genseg
@@ -71,7 +71,7 @@ def _describe(data: cases.Data, workdir: pathlib.Path) -> None:
     """Writes what a run knows before it trains: its split, classes, contact sheet and threshold."""
     tests = {name: ids for name, (_, ids) in data.test_sets.items()}
     split_files.write_split(workdir / "splits.json", data.split, tests)
-    run_files.write_json(list(data.source.class_names), workdir / "classes.json")
+    files.write_json(workdir / "classes.json", data.source.class_names)
     figures.contact_sheet(
         [data.source.load(i) for i in data.split.train], workdir / "contact_sheet.png"
     )

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fewshotseg import files
 from fewshotseg.data import split_files
 from fewshotseg.errors import InputError
 
@@ -33,11 +34,11 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     split = split_files.Split(("a",), ("b",), ("c",))
     split_files.write_split(tmp_path / "splits.json", split)
 
-    def full_disk(self, text, encoding=None):
+    def full_disk(self, data):
         self.touch()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_text", full_disk)
+    monkeypatch.setattr(type(files.epath.Path(tmp_path)), "write_bytes", full_disk)
     with pytest.raises(InputError, match="splits.json: cannot be written .No space"):
         split_files.write_split(tmp_path / "splits.json", split_files.Split(("z",), (), ()))
     assert split_files.read_split(tmp_path / "splits.json") == split

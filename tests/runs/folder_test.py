@@ -1,12 +1,12 @@
 """What a run folder says about itself."""
 
 import json
-import os
 
 import jax
 import pytest
 
 from configs import demo
+from fewshotseg import files
 from fewshotseg.errors import InputError
 from fewshotseg.runs import folder as run_files
 
@@ -91,18 +91,5 @@ def test_not_the_folder_of_a_run(text, tmp_path):
 
 
 def test_class_names(tmp_path):
-    run_files.write_json(["vessel", "tool"], tmp_path / "classes.json")
+    files.write_json(tmp_path / "classes.json", ["vessel", "tool"])
     assert run_files.read_class_names(tmp_path) == ["vessel", "tool"]
-
-
-def test_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "a.json"
-    run_files.write_json({"a": 1}, path)
-
-    def killed(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run_files.write_json({"a": 2}, path)
-    assert json.loads(path.read_text()) == {"a": 1}

@@ -5,7 +5,6 @@ evaluation have written so far, so it can be made at any time, and it needs no a
 """
 
 import base64
-import csv
 import io
 import pathlib
 import re
@@ -15,7 +14,7 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from fewshotseg import figures
+from fewshotseg import files
 from fewshotseg.errors import InputError
 from fewshotseg.results import metrics
 from fewshotseg.results.report import plots as report_plots
@@ -61,8 +60,9 @@ def build_report(workdirs: Sequence[pathlib.Path], output: pathlib.Path) -> path
         convention=metrics.CONVENTION,
         runs=[_run_section(run, scores, pngs, len(runs) > 1) for run in runs],
     )
-    figures.write_atomically(output.with_name("results.csv"), _csv(scores))
-    figures.write_atomically(output, text.encode())
+    rows = report_tables.csv_rows(scores)
+    files.write_rows(output.with_name("results.csv"), rows, report_tables.CSV_COLUMNS)
+    files.write_text(output, text)
     return output
 
 
@@ -104,7 +104,7 @@ class _Pictures:
         self._folder = folder
 
     def drawn(self, name: str, caption: str, data: bytes) -> dict[str, str]:
-        figures.write_atomically(self._folder / f"{name}.png", data)
+        files.write_bytes(self._folder / f"{name}.png", data)
         return {"caption": caption, "uri": _data_uri(data)}
 
     def found(self, path: pathlib.Path, caption: str) -> dict[str, str] | None:
@@ -270,15 +270,6 @@ def _step_of(path: pathlib.Path) -> int:
 
 def _data_uri(image: bytes, kind: str = "png") -> str:
     return f"data:image/{kind};base64," + base64.b64encode(image).decode("ascii")
-
-
-def _csv(scores) -> bytes:
-    rows = report_tables.csv_rows(scores)
-    buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, report_tables.CSV_COLUMNS)
-    writer.writeheader()
-    writer.writerows({k: "" if v != v else v for k, v in row.items()} for row in rows)
-    return buffer.getvalue().encode()
 
 
 def _as_text(table: report_tables.Table) -> str:
