@@ -68,10 +68,29 @@ def train(config, flags) -> None:
 
 
 def evaluate(config, flags) -> None:
-    from fewshotseg.results import predictor as trained
+    from fewshotseg.data import cases
+    from fewshotseg.results import evaluate as evaluate_lib
+    from fewshotseg.runs import folder
 
-    trained.evaluate_run(config, flags.workdir)
-    _report([pathlib.Path(flags.workdir)])
+    workdir = pathlib.Path(flags.workdir)
+    given, overrides = _given(flags)
+    if given:
+        folder.read_config(workdir)
+        folder.check_same(config, workdir)
+    else:
+        config = folder.saved_config(workdir, config, overrides)
+    evaluate_lib.evaluate_run(config, workdir, cases.create_data(config).test_sets)
+    _report([workdir])
+
+
+def _given(flags) -> tuple[bool, dict[str, Any]]:
+    """Whether --config was given, and the values of its fields that were."""
+    from ml_collections import config_flags
+
+    if not hasattr(flags, "flag_values_dict"):  # a caller of `run` that has no command line
+        return True, {}
+    file = flags["config"]
+    return bool(file.present), dict(config_flags.get_override_values(file))
 
 
 def predict(config, flags) -> None:
@@ -80,10 +99,14 @@ def predict(config, flags) -> None:
 
     if not flags.input or not flags.output:
         raise errors.InputError("predict needs --input=FILE|DIR and --output=DIR.")
-    predictor = trained.load_predictor(flags.workdir)
+    predictor = trained.load_predictor(flags.workdir, config.predict.method)
     print(f"Model: {predictor.source}")
     rows = predict_lib.predict_files(
-        predictor, flags.input, flags.output, batch_size=config.evaluate.batch_size
+        predictor,
+        flags.input,
+        flags.output,
+        batch_size=config.evaluate.batch_size,
+        overlays=config.predict.overlays,
     )
     failed = [row["file"] for row in rows if row["error"]]
     if failed:

@@ -42,11 +42,14 @@ _GAP = 8  # pixels between tiles
 _LINE = 16  # pixels of height of a line of text
 
 
-def save_image(image: np.ndarray, path: str | os.PathLike[str]) -> None:
-    """Writes uint8 `[H, W]`, `[H, W, 1]` or `[H, W, 3]` as PNG, whatever the suffix of `path`."""
+def save_image(image: np.ndarray, path: str | os.PathLike[str], *, compress_level: int = 6) -> None:
+    """Writes uint8 `[H, W]`, `[H, W, 1]` or `[H, W, 3]` as PNG, whatever the suffix of `path`.
+
+    `compress_level` is zlib's: 1 takes a fifth of the time of 6 for an eighth more bytes.
+    """
     image = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG")
+    Image.fromarray(image).save(buffer, format="PNG", compress_level=compress_level)
     files.write_bytes(path, buffer.getvalue())
 
 
@@ -143,7 +146,7 @@ def save_overlay(
             reference = _resize(np.asarray(reference), shape, smooth=False)
     picture = overlay(rgb, prediction, reference)
     if not title:
-        save_image(picture, path)
+        save_image(picture, path, compress_level=1)
         return
     height, width = picture.shape[:2]
     texts = [(4, _LINE * 0.8, _shorten(title, width), "black")]

@@ -7,14 +7,16 @@ import pathlib
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from fewshotseg import errors, files
 
 # Fields that may differ between commands on one workdir: they do not change what is trained.
-FREE_FIELDS = ("methods", "evaluate", "test_sets", "compilation_cache", "diagnose")
+FREE_FIELDS = ("methods", "evaluate", "predict", "test_sets", "compilation_cache", "diagnose")
 PACKAGES = ("fewshotseg", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -61,6 +63,44 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
         ) from error
 
 
+def saved_config(workdir: pathlib.Path, defaults: ConfigDict, overrides: Mapping[str, Any]):
+    """The configuration of a run as it was given to training, with other `FREE_FIELDS`.
+
+    Args:
+      workdir: of the run.
+      defaults: a configuration of today; what a run of an earlier version lacks in `FREE_FIELDS`
+        comes from here.
+      overrides: new values by dotted name, such as 'evaluate.threshold'.
+
+    Raises:
+      InputError: no run, a field that there is not, or one that changes what was trained.
+    """
+    config = ConfigDict(_with_tuples(read_config(workdir)))
+    for name in FREE_FIELDS:
+        if name != "test_sets" and isinstance(defaults.get(name), ConfigDict):
+            config[name] = ConfigDict({**defaults[name].to_dict(), **config.get(name, {})})
+    for name, value in overrides.items():
+        if name.partition(".")[0] not in FREE_FIELDS:
+            raise errors.InputError(
+                f"config.{name} belongs to the training of {workdir} and cannot be changed now: "
+                "leave it out, or train in another --workdir."
+            )
+        try:
+            config.update_from_flattened_dict({name: value})
+        except (KeyError, TypeError) as error:
+            raise errors.InputError(
+                f"config.{name}: {workdir} has no such field ({str(error).splitlines()[0]})."
+            ) from error
+    return config
+
+
+def _with_tuples(value):
+    """JSON knows lists only, and so do tuples become lists there."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+
+
 def read_class_names(workdir: pathlib.Path) -> list[str]:
     """The foreground classes of a run.
 
@@ -94,9 +134,16 @@ def environment() -> dict[str, Any]:
 def device() -> str:
     """The devices training runs on, for people to read."""
     kind = jax.local_devices()[0].device_kind
-    cores = f" with {os.cpu_count()} cores" if jax.default_backend() == "cpu" else ""
+    cores = f" with {allowed_cores()} cores" if jax.default_backend() == "cpu" else ""
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return f"{jax.device_count()} x {kind}{cores}{processes}"
+
+
+def allowed_cores() -> int:
+    """Cores that this process may use; a batch system or taskset may allow fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _git_revision():

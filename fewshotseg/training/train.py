@@ -16,7 +16,7 @@ from fewshotseg.genseg import levels as genseg
 from fewshotseg.genseg.state import GenSegState
 from fewshotseg.hypergradient import unrolled as hypergradient
 from fewshotseg.models import search_space
-from fewshotseg.results import metrics
+from fewshotseg.results import evaluate, metrics
 from fewshotseg.results import predictor as trained
 from fewshotseg.runs import checkpoint
 from fewshotseg.runs import folder as run_files
@@ -58,10 +58,19 @@ def train_and_evaluate(config, workdir: str | os.PathLike[str]) -> None:
         gan = Pretraining(config, data, workdir / "generator").run().inner.gan
     for method in config.methods:
         folder = workdir / method
-        if not trained.is_evaluated(folder, data):
+        if not evaluate.is_evaluated(folder, data.test_sets):
             best = Training(config, data, folder, method, gan).run()
             if parallel.is_main():
-                trained.evaluate_model(config, data, folder, best)
+                model = trained.create_predictor(
+                    config, best["segmenter"], data.source.class_names, method
+                )
+                evaluate.evaluate_model(
+                    model,
+                    data.test_sets,
+                    folder,
+                    batch_size=config.evaluate.batch_size,
+                    nsd_tolerance=config.evaluate.nsd_tolerance,
+                )
             # Programs of finished methods are of no more use, and a process may only hold so many:
             # the 65,530 memory maps that Linux allows are used up after a few runs.
             jax.clear_caches()
@@ -75,13 +84,9 @@ def _describe(data: cases.Data, workdir: pathlib.Path) -> None:
     figures.contact_sheet(
         [data.source.load(i) for i in data.split.train], workdir / "contact_sheet.png"
     )
-    trained.threshold_baseline(data, workdir)
-
-
-def _dice(class_rows) -> float:
-    """Mean Dice over the classes of one case; 1 where there is nothing and nothing was found."""
-    values = [row["dice"] for row in class_rows]
-    return 1.0 if np.isnan(values).all() else float(np.nanmean(values))
+    train = [data.source.load(i) for i in data.split.train]
+    found = evaluate.threshold_baseline(train, data.test_sets, workdir)
+    print("Best grey-value threshold, Dice:", {k: round(v, 3) for k, v in found.items()})
 
 
 def _compile_gan_step(method: genseg.Method):
@@ -222,8 +227,8 @@ class Training(Stage):
             metrics.case_metrics(transforms.probabilities_to_mask(p, threshold), m, classes)
             for p, m in zip(probabilities, masks, strict=True)
         ]
-        dice = float(np.mean([_dice(case) for case in rows]))
-        if dice > float(best["dice"]):
+        dice = metrics.mean_dice(rows)
+        if not dice <= float(best["dice"]):  # NaN: all masks empty, nothing predicted
             best = self._candidate(state, dice, step)
         return {"validation/dice": dice, "validation/best_dice": float(best["dice"])}, best
 

@@ -329,6 +329,7 @@ def test_report_says_when_the_architecture_did_not_move(tmp_path):
 def test_reads_what_evaluation_writes(tmp_path):
     from fewshotseg.data.sources.phantom import PhantomSource
     from fewshotseg.results.evaluate import evaluate
+    from fewshotseg.results.predictor import Predictor
 
     source = PhantomSource(num_cases=12, image_size=32)
     run = _make_run(tmp_path / "run", {"real_only": []})
@@ -337,9 +338,8 @@ def test_reads_what_evaluation_writes(tmp_path):
     def predict(images):
         return (images.mean(axis=-1, keepdims=True) < 0).astype(np.float32)
 
-    summary = evaluate(
-        predict, source, source.ids, folder, image_size=32, channels=3, class_names=("lesion",)
-    )
+    model = Predictor(predict, 32, 3, ("lesion",), 0.5, "test")
+    summary = evaluate(model, source, source.ids, folder)
     (score,) = report_scores.score_runs([report_inputs.read_run(run)])
     for metric in report_inputs.METRICS:
         for key in ("mean", "n", "ci95"):

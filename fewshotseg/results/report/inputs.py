@@ -108,7 +108,7 @@ def read_run(workdir: pathlib.Path) -> Run:
             missing.append(f"{method}: is not evaluated yet, so it has no test scores.")
     thresholds = _read_json(workdir / "threshold.json")
     thresholds = thresholds if isinstance(thresholds, dict) else {}
-    thresholds = {k: v for k, v in thresholds.items() if isinstance(v, int | float)}
+    thresholds = {k: v["dice"] if isinstance(v, dict) else v for k, v in thresholds.items()}
     return Run(workdir, config, environment, splits, logs, evaluations, thresholds, tuple(missing))
 
 

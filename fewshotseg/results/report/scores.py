@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from fewshotseg.errors import InputError
-from fewshotseg.results import metrics
+from fewshotseg.results import metrics, statistics
 from fewshotseg.results.report.inputs import METHODS, Run
 
 BASELINE, CO_TRAINING = "real_only", "end2end"
@@ -23,7 +23,7 @@ class Score:
     """One method of one run on one test set.
 
     Attributes:
-      summary: of `metrics.aggregate` over the cases (several classes: over their mean per case).
+      summary: of `statistics.aggregate` over the cases (several classes: over their mean per case).
       by_case: Dice by case id; NaN where it is undefined.
       groups: patient by case id, '' if unknown.
     """
@@ -45,8 +45,8 @@ class Comparison:
     """Dice of method `a` minus Dice of method `b` in one experiment and on one test set.
 
     Attributes:
-      cases: `metrics.paired_difference` over test cases, of values averaged over seeds.
-      seeds: `metrics.summarise_seeds` over the mean paired difference of every seed.
+      cases: `statistics.paired_difference` over test cases, of values averaged over seeds.
+      seeds: `statistics.summarise_seeds` over the mean paired difference of every seed.
       seed_names: the seeds that have both methods.
     """
 
@@ -84,7 +84,7 @@ def score_runs(runs: Sequence[Run]) -> list[Score]:
                     run,
                     method,
                     test_set,
-                    metrics.aggregate(rows, list(groups.values())),
+                    statistics.aggregate(rows, list(groups.values())),
                     {row["id"]: row["dice"] for row in rows},
                     groups,
                 )
@@ -105,7 +105,7 @@ def compare(scores: Sequence[Score]) -> list[Comparison]:
             groups = {k: v for seed in seeds for k, v in sides[0][seed].groups.items()}
             averaged = [_mean_by_case([side[s].by_case for s in seeds]) for side in sides]
             per_seed = [
-                metrics.paired_difference(sides[0][s].by_case, sides[1][s].by_case)["mean"]
+                statistics.paired_difference(sides[0][s].by_case, sides[1][s].by_case)["mean"]
                 for s in seeds
             ]
             found.append(
@@ -114,8 +114,8 @@ def compare(scores: Sequence[Score]) -> list[Comparison]:
                     test_set,
                     a,
                     b,
-                    metrics.paired_difference(*averaged, groups),
-                    metrics.summarise_seeds(per_seed),
+                    statistics.paired_difference(*averaged, groups),
+                    statistics.summarise_seeds(per_seed),
                     seeds,
                 )
             )

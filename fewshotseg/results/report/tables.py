@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from fewshotseg.results import metrics
+from fewshotseg.results import statistics
 from fewshotseg.results.report.inputs import METRICS, Run
 from fewshotseg.results.report.scores import BASELINE, CO_TRAINING, Comparison, Score, with_nan
 
@@ -148,7 +148,7 @@ def class_table(scores: Sequence[Score]) -> Table:
         if len(by_class) < 2:
             continue
         for name, cases in by_class.items():
-            dice = metrics.aggregate(cases, [str(c.get("group") or "") for c in cases])["dice"]
+            dice = statistics.aggregate(cases, [str(c.get("group") or "") for c in cases])["dice"]
             cells = (f"{_number(dice['mean'])} {_interval(dice['ci95'])}", str(dice["n"]))
             run = (*_short_name(score.experiment), score.run.seed)
             rows.append((*run, score.test_set, score.method, name, *cells))
@@ -168,7 +168,7 @@ def seed_table(scores: Sequence[Score]) -> Table:
         if len(by_seed) < 2:
             continue
         over = {
-            metric: metrics.summarise_seeds([s[metric]["mean"] for s in by_seed.values()])
+            metric: statistics.summarise_seeds([s[metric]["mean"] for s in by_seed.values()])
             for metric in METRICS
         }
         dice = over["dice"]
