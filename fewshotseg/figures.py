@@ -3,19 +3,21 @@
 Everything is drawn on arrays and written by Matplotlib's Agg canvas or Pillow, so no display, no
 global figure state and no accelerator is involved. Files appear complete or not at all.
 
-Colours are from the Okabe-Ito palette, which stays distinguishable with the common forms of colour
-blindness; outlines get a dark rim so that they stand out on bright and dark images alike.
+`PALETTE` is that of Okabe and Ito ("Color universal design", 2008), which stays distinguishable with
+the common forms of colour blindness; all pictures and plots take their colours from it. Outlines get
+a dark rim so that they stand out on bright and dark images alike.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import os
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -26,20 +28,53 @@ from fewshotseg.errors import InputError
 if TYPE_CHECKING:  # types.py imports JAX, which drawing does not need
     from fewshotseg.types import Case
 
-PREDICTION_COLOUR = (255, 176, 0)  # orange
-REFERENCE_COLOUR = (86, 190, 255)  # sky blue
-CLASS_COLOURS = (  # of class ids 1, 2, ...; repeats after the last
-    (255, 176, 0),
-    (86, 190, 255),
-    (0, 190, 140),
-    (240, 228, 66),
-    (204, 121, 167),
-    (213, 94, 0),
-    (0, 114, 178),
-)
+PALETTE = {
+    "orange": (230, 159, 0),
+    "sky blue": (86, 180, 233),
+    "green": (0, 158, 115),
+    "yellow": (240, 228, 66),
+    "purple": (204, 121, 167),
+    "vermilion": (213, 94, 0),
+    "blue": (0, 114, 178),
+    "black": (0, 0, 0),
+    "grey": (119, 119, 119),
+}
+PREDICTION_COLOUR = PALETTE["orange"]
+REFERENCE_COLOUR = PALETTE["sky blue"]
+CLASS_COLOURS = tuple(PALETTE.values())[:7]  # of class ids 1, 2, ...; repeats after the last
+_EAST_ASIAN = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans SC", "Noto Sans JP",
+    "Noto Sans KR", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Source Han Sans SC", "PingFang SC",
+    "Hiragino Sans", "Apple SD Gothic Neo", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic",
+    "Droid Sans Fallback", "Unifont",
+)  # fmt: skip
 _DPI = 100
 _GAP = 8  # pixels between tiles
 _LINE = 16  # pixels of height of a line of text
+
+
+def hex_colour(name: str) -> str:
+    """A colour of `PALETTE` as Matplotlib and HTML write it."""
+    return "#{:02x}{:02x}{:02x}".format(*PALETTE[name])
+
+
+def drawable(text: str) -> str:
+    """`text`, with what no font here can draw written as its code, not as a box: '\\u75c5'."""
+    return "".join(c if _glyphs(c) else c.encode("unicode_escape").decode() for c in str(text))
+
+
+@functools.cache
+def _glyphs(character: str) -> bool:
+    return any(font.get_char_index(ord(character)) for font in _fonts()[1])
+
+
+@functools.cache
+def _fonts() -> tuple[list[str], list]:
+    """Names of the fonts to draw with, Matplotlib's own first, and the opened fonts."""
+    installed = {entry.name for entry in font_manager.fontManager.ttflist}
+    names = ["DejaVu Sans", *(name for name in _EAST_ASIAN if name in installed)]
+    found = [font_manager.findfont(name, fallback_to_default=False) for name in names]
+    return names, [font_manager.get_font(path) for path in found]
 
 
 def save_image(image: np.ndarray, path: str | os.PathLike[str], *, compress_level: int = 6) -> None:
@@ -258,11 +293,10 @@ def _write_canvas(canvas: np.ndarray, texts, path) -> None:
     figure.figimage(canvas, origin="upper")
     for x, y, text, colour in texts:
         # Ids are the users' file names: a `$` in them is no formula.
-        figure.text(x / width, 1 - y / height, text, fontsize=8, color=colour, parse_math=False)
+        style = dict(fontsize=8, color=colour, parse_math=False, family=_fonts()[0])
+        figure.text(x / width, 1 - y / height, drawable(text), **style)
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        agg.print_png(buffer)
+    agg.print_png(buffer)
     files.write_bytes(path, buffer.getvalue())
 
 

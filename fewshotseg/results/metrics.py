@@ -22,17 +22,20 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+EMPTY_MASKS = (
+    "Both masks of a case empty: it has no score and is left out of means. "
+    "Only the reference empty, a false alarm: Dice, NSD and precision are 0, HD95 is the image's "
+    "diagonal, sensitivity is undefined. "
+    "Only the prediction empty, a miss: Dice, NSD and sensitivity are 0, HD95 is the image's "
+    "diagonal, precision is undefined. "
+    "The same rule chooses checkpoints on the validation images."
+)
 CONVENTION = (
-    "Each class of each case is measured at the image's original size. "
-    "Both masks empty: every metric is undefined (null, or an empty cell), left out of means and "
-    "counted in n_nan and both_empty. "
-    "Only the reference empty, a false alarm: Dice, Jaccard and precision are 0, sensitivity is "
-    "undefined, and false_positive_area is the number of predicted pixels; it is undefined for all "
-    "other cases. "
-    "Only the prediction empty, a miss: Dice, Jaccard and sensitivity are 0, precision is undefined. "
-    "One of the two empty: HD95 is the image's diagonal and NSD is 0; such cases are counted in "
-    "reference_empty and prediction_empty. "
-    "The same rule chooses checkpoints on the validation images. "
+    f"Each class of each case is measured at the image's original size. {EMPTY_MASKS} "
+    "What is undefined is null, or an empty cell, and counted in n_nan; the kinds of empty masks are "
+    "counted in both_empty, reference_empty and prediction_empty. Jaccard is 0 where Dice is 0. "
+    "false_positive_area is the number of predicted pixels where only the reference is empty, and "
+    "undefined elsewhere. "
     "sd is over cases (n - 1); ci95 is a bootstrap interval of the mean over cases (whole clusters "
     "or groups are drawn where they are known), which says nothing about the spread over training "
     "seeds. "
