@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,6 +185,33 @@ def test_predict_keeps_sizes_and_reports_what_it_cannot_read(finished, cache, tm
     done = run(finished[0], cache, *flags)
     assert done.returncode == 2 and "broken.png" in done.stderr
     assert len(list((tmp_path / "o2" / "masks").iterdir())) == 2
+
+
+def test_the_best_checkpoint_is_the_best_on_the_validation_images(finished):
+    for method in METHODS:
+        log = summaries.read_log(finished[0] / method / "log.jsonl")
+        dice = {line["step"]: line["validation/dice"] for line in log if "validation/dice" in line}
+        best = best_of(finished[0], method)
+        assert float(best["dice"]) == pytest.approx(max(dice.values())), method
+        assert dice[int(best["step"])] == max(dice.values()), method
+
+
+def test_evaluate_needs_the_run_folder_only(finished, cache, tmp_path):
+    """No --config: the run knows its own; what may change after training can be given."""
+    copy = shutil.copytree(finished[0], tmp_path / "run")
+    summary = copy / "real_only" / "evaluation" / "shifted" / "summary.json"
+    before = json.loads(summary.read_text())
+    program = [sys.executable, str(ROOT / "run.py"), "--mode=evaluate", f"--workdir={copy}"]
+    program.append(f"--config.compilation_cache={cache}")
+    for more, threshold in (([], 0.5), (["--config.evaluate.threshold=0.9"], 0.9)):
+        done = subprocess.run(
+            [*program, *more], capture_output=True, text=True, env=environment(), timeout=900
+        )
+        assert done.returncode == 0, done.stderr
+        after = json.loads(summary.read_text())
+        assert after["threshold"] == threshold
+        if not more:
+            assert after["mean"]["dice"] == before["mean"]["dice"]
 
 
 def test_a_mistyped_field_is_refused_with_a_suggestion(cache, tmp_path):

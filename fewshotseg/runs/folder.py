@@ -63,7 +63,9 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
         ) from error
 
 
-def saved_config(workdir: pathlib.Path, defaults: ConfigDict, overrides: Mapping[str, Any]):
+def saved_config(
+    workdir: pathlib.Path, defaults: ConfigDict, overrides: Mapping[str, Any]
+) -> ConfigDict:
     """The configuration of a run as it was given to training, with other `FREE_FIELDS`.
 
     Args:
@@ -79,6 +81,7 @@ def saved_config(workdir: pathlib.Path, defaults: ConfigDict, overrides: Mapping
     for name in FREE_FIELDS:
         if name != "test_sets" and isinstance(defaults.get(name), ConfigDict):
             config[name] = ConfigDict({**defaults[name].to_dict(), **config.get(name, {})})
+    config.lock()
     for name, value in overrides.items():
         if name.partition(".")[0] not in FREE_FIELDS:
             raise errors.InputError(
