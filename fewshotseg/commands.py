@@ -73,24 +73,10 @@ def evaluate(config, flags) -> None:
     from fewshotseg.runs import folder
 
     workdir = pathlib.Path(flags.workdir)
-    given, overrides = _given(flags)
-    if given:
-        folder.read_config(workdir)
-        folder.check_same(config, workdir)
-    else:
-        config = folder.saved_config(workdir, config, overrides)
+    folder.read_config(workdir)
+    folder.check_same(config, workdir)
     evaluate_lib.evaluate_run(config, workdir, cases.create_data(config).test_sets)
     _report([workdir])
-
-
-def _given(flags) -> tuple[bool, dict[str, Any]]:
-    """Whether --config was given, and the values of its fields that were."""
-    from ml_collections import config_flags
-
-    if not hasattr(flags, "flag_values_dict"):  # a caller of `run` that has no command line
-        return True, {}
-    file = flags["config"]
-    return bool(file.present), dict(config_flags.get_override_values(file))
 
 
 def predict(config, flags) -> None:

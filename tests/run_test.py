@@ -196,17 +196,14 @@ def test_the_best_checkpoint_is_the_best_on_the_validation_images(finished):
         assert dice[int(best["step"])] == max(dice.values()), method
 
 
-def test_evaluate_needs_the_run_folder_only(finished, cache, tmp_path):
-    """No --config: the run knows its own; what may change after training can be given."""
+def test_evaluate_measures_again(finished, cache, tmp_path):
+    """The same numbers; with another threshold, others."""
     copy = shutil.copytree(finished[0], tmp_path / "run")
     summary = copy / "real_only" / "evaluation" / "shifted" / "summary.json"
     before = json.loads(summary.read_text())
-    program = [sys.executable, str(ROOT / "run.py"), "--mode=evaluate", f"--workdir={copy}"]
-    program.append(f"--config.compilation_cache={cache}")
+    summary.unlink()
     for more, threshold in (([], 0.5), (["--config.evaluate.threshold=0.9"], 0.9)):
-        done = subprocess.run(
-            [*program, *more], capture_output=True, text=True, env=environment(), timeout=900
-        )
+        done = run(copy, cache, "--mode=evaluate", *more)
         assert done.returncode == 0, done.stderr
         after = json.loads(summary.read_text())
         assert after["threshold"] == threshold

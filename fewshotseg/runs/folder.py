@@ -7,11 +7,9 @@ import pathlib
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from fewshotseg import errors, files
 
@@ -61,47 +59,6 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
             f"{workdir} is not the folder of a run: {path.name} is missing or damaged. Give the "
             "--workdir that training was given."
         ) from error
-
-
-def saved_config(
-    workdir: pathlib.Path, defaults: ConfigDict, overrides: Mapping[str, Any]
-) -> ConfigDict:
-    """The configuration of a run as it was given to training, with other `FREE_FIELDS`.
-
-    Args:
-      workdir: of the run.
-      defaults: a configuration of today; what a run of an earlier version lacks in `FREE_FIELDS`
-        comes from here.
-      overrides: new values by dotted name, such as 'evaluate.threshold'.
-
-    Raises:
-      InputError: no run, a field that there is not, or one that changes what was trained.
-    """
-    config = ConfigDict(_with_tuples(read_config(workdir)))
-    for name in FREE_FIELDS:
-        if name != "test_sets" and isinstance(defaults.get(name), ConfigDict):
-            config[name] = ConfigDict({**defaults[name].to_dict(), **config.get(name, {})})
-    config.lock()
-    for name, value in overrides.items():
-        if name.partition(".")[0] not in FREE_FIELDS:
-            raise errors.InputError(
-                f"config.{name} belongs to the training of {workdir} and cannot be changed now: "
-                "leave it out, or train in another --workdir."
-            )
-        try:
-            config.update_from_flattened_dict({name: value})
-        except (KeyError, TypeError) as error:
-            raise errors.InputError(
-                f"config.{name}: {workdir} has no such field ({str(error).splitlines()[0]})."
-            ) from error
-    return config
-
-
-def _with_tuples(value):
-    """JSON knows lists only, and so do tuples become lists there."""
-    if isinstance(value, dict):
-        return {key: _with_tuples(item) for key, item in value.items()}
-    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def read_class_names(workdir: pathlib.Path) -> list[str]:

@@ -106,8 +106,8 @@ def _headlines(workdirs):
 
 
 def _handover(workdir):
-    runs = report_inputs.read_runs([workdir])
-    (found,) = advice.handovers(runs, report_scores.score_runs(runs))
+    scores = report_scores.score_runs(report_inputs.read_runs([workdir]))
+    (found,) = advice.handovers(scores)
     return found
 
 
@@ -582,6 +582,11 @@ def test_runs_of_other_settings_are_no_seeds_of_each_other(tmp_path):
     (row,) = report_tables.seed_table(scores).rows
     assert row[0] == "demo (phantom dermoscopy), train.num_steps 400" and row[4] == "2"
     assert "train.num_steps 3200" in report.results_table(runs)
+    # A run of an earlier version lacks the field.
+    config = json.loads((runs[0] / "config.json").read_text())
+    del config["train"]
+    _write(runs[0] / "config.json", config)
+    assert "train.num_steps unknown" in report.results_table(runs)
     # The same seed at other steps is welcome; it was refused as a double.
     config = json.loads((runs[2] / "config.json").read_text())
     _write(runs[2] / "config.json", {**config, "seed": 0})

@@ -95,45 +95,6 @@ def test_class_names(tmp_path):
     assert run_files.read_class_names(tmp_path) == ["vessel", "tool"]
 
 
-def test_the_saved_configuration_serves_without_the_command(config, tmp_path):
-    """As given to training, tuples again, with new values of what may still change."""
-    run_files.write(config, tmp_path)
-    defaults = demo.get_config("seed=5")
-    again = run_files.saved_config(tmp_path, defaults, {})
-    assert again.seed == 0 and again.train.num_steps == 20
-    assert json.loads(again.to_json()) == json.loads(config.to_json())
-    assert again.outer.variables == config.outer.variables  # a tuple, as before
-    changes = {"evaluate.threshold": 0.3, "test_sets.shifted.phantom.num_cases": 7}
-    again = run_files.saved_config(tmp_path, defaults, changes)
-    assert again.evaluate.threshold == 0.3 and again.test_sets.shifted.phantom.num_cases == 7
-    run_files.check_same(again, tmp_path)
-
-
-def test_a_run_of_an_earlier_version_gets_the_fields_it_lacks(config, tmp_path):
-    run_files.write(config, tmp_path)
-    saved = json.loads((tmp_path / "config.json").read_text())
-    del saved["evaluate"]["nsd_tolerance"], saved["predict"]
-    saved["evaluate"]["batch_size"] = 3
-    files.write_json(tmp_path / "config.json", saved)
-    again = run_files.saved_config(tmp_path, config, {})
-    assert again.evaluate.nsd_tolerance == config.evaluate.nsd_tolerance
-    assert again.evaluate.batch_size == 3 and again.predict.overlays
-
-
-@pytest.mark.parametrize(
-    "name, words",
-    [
-        ("train.num_steps", "belongs to the training of"),
-        ("evaluate.thresh", "has no such field"),
-        ("test_sets.other.source", "has no such field"),
-    ],
-)
-def test_what_cannot_change_after_training(name, words, config, tmp_path):
-    run_files.write(config, tmp_path)
-    with pytest.raises(InputError, match=words):
-        run_files.saved_config(tmp_path, config, {name: 5})
-
-
 def test_only_allowed_cores_are_counted(monkeypatch):
     monkeypatch.setattr(run_files.os, "sched_getaffinity", lambda pid: {3}, raising=False)
     monkeypatch.setattr(run_files.os, "cpu_count", lambda: 64)

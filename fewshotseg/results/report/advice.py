@@ -48,17 +48,16 @@ class Handover:
     worst: tuple[str, str] | None  # method and test set whose worst cases are to be looked at
 
 
-def handovers(runs: Sequence[Run], scores: Sequence[Score]) -> list[Handover]:
-    """Advice for whoever wants masks, from the first run of every experiment.
+def handovers(scores: Sequence[Score]) -> list[Handover]:
+    """Advice for whoever wants masks, from the first evaluated run of every experiment.
 
     The method is the one that prediction takes (`choice.predicting_method`). The test images can
     only object: if it is no better than a grey-value threshold, or measurably worse than another.
     """
     found = []
-    for _, of_one in grouped(runs, lambda run: run.experiment):
-        here = [s for s in scores if s.run is of_one[0]]
-        if here:
-            found.append(_handover(of_one[0], here))
+    for _, of_one in grouped(scores, lambda score: score.experiment):
+        run = of_one[0].run
+        found.append(_handover(run, [s for s in of_one if s.run is run]))
     return found
 
 

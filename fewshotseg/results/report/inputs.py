@@ -240,8 +240,9 @@ def _flatten(values: Mapping[str, Any], prefix: str = ""):
 
 
 def _variant(values: Mapping[str, str], alike: Sequence[Mapping[str, str]]) -> str:
-    differing = [k for k in values if len({other.get(k) for other in alike}) > 1]
-    shown = [f"{key} {values[key]}" for key in differing[:3]]
+    keys = dict.fromkeys(key for other in alike for key in other)
+    differing = [k for k in keys if len({other.get(k) for other in alike}) > 1]
+    shown = [f"{key} {values.get(key, 'unknown')}" for key in differing[:3]]
     return ", ".join(shown) + (f" and {len(differing) - 3} more" if len(differing) > 3 else "")
 
 

@@ -112,7 +112,7 @@ def _collect(workdirs) -> _Found:
         tables.comparison_table(comparisons),
     ]
     verdicts = advice.verdicts(runs, scores, comparisons)
-    return _Found(runs, scores, comparisons, made, verdicts, advice.handovers(runs, scores))
+    return _Found(runs, scores, comparisons, made, verdicts, advice.handovers(scores))
 
 
 def _notes(runs: Sequence[Run]) -> list[tuple[str, str]]:
