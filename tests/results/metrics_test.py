@@ -133,15 +133,16 @@ def test_table_of_metrics():
 
 
 def test_calibration_by_hand():
-    # Two pixels near 0.25 (one is foreground), two at 0.95 and 1 (both are): bins 2 and 9.
-    probability, target = np.array([[0.21, 0.29], [0.95, 1.0]]), np.array([[1, 0], [1, 1]])
+    # Two pixels near 0.25 and two at 0.95 and 1, in bins 2 and 9; one of each is foreground: too
+    # low in one bin and too high in the other, which must not cancel.
+    probability, target = np.array([[0.21, 0.29], [0.95, 1.0]]), np.array([[1, 0], [0, 1]])
     counts = metrics.calibration_counts(probability, target)
     assert counts[0].tolist() == [0, 0, 2, 0, 0, 0, 0, 0, 0, 2]
-    assert counts[1, 2] == pytest.approx(0.5) and counts[2].tolist() == [0] * 2 + [1] + [0] * 6 + [
-        2
-    ]
-    # |0.25 - 0.5| for half of the pixels, |0.975 - 1| for the other half.
-    assert metrics.expected_calibration_error(counts) == pytest.approx(0.5 * 0.25 + 0.5 * 0.025)
+    assert counts[1, [2, 9]] == pytest.approx([0.5, 1.95])
+    assert counts[2].tolist() == [0, 0, 1, 0, 0, 0, 0, 0, 0, 1]
+    # |0.25 - 0.5| for half of the pixels, |0.975 - 0.5| for the other half.
+    expected = 0.5 * 0.25 + 0.5 * 0.475
+    assert metrics.expected_calibration_error(counts) == pytest.approx(expected)
     assert math.isnan(metrics.expected_calibration_error(np.zeros((3, 10))))
 
 
