@@ -120,7 +120,7 @@ def evaluate_model(
       folder: of the method, in the folder of its run, whose splits.json names the clusters.
       **settings: `batch_size` and `nsd_tolerance` of `evaluate`.
     """
-    clusters = read_clusters(folder.parent)
+    known = read_clusters(folder.parent)
     for name, (source, ids) in test_sets.items():
         bar = run_log.progress_bar(f"{folder.name} on {name}", len(ids), 0, unit="case")
 
@@ -128,7 +128,8 @@ def evaluate_model(
             bar.update(done - bar.n)
 
         output = folder / "evaluation" / name
-        evaluate(predictor, source, ids, output, clusters=clusters, progress=progress, **settings)
+        more = {"clusters": statistics.of_test_set(known, name), "progress": progress, **settings}
+        evaluate(predictor, source, ids, output, **more)
         bar.close()
 
 
@@ -159,8 +160,8 @@ def is_evaluated(folder: pathlib.Path, test_sets: TestSets) -> bool:
     return all((folder / "evaluation" / name / "summary.json").exists() for name in test_sets)
 
 
-def read_clusters(workdir: pathlib.Path) -> dict[str, int]:
-    """Cluster by case id from the splits.json of a run; empty if it has none."""
+def read_clusters(workdir: pathlib.Path) -> dict[str, Any]:
+    """The clusters in the splits.json of a run, see `statistics.of_test_set`; empty if it has none."""
     try:
         splits = json.loads((workdir / "splits.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -74,9 +74,21 @@ def units_of(
     else:
         units = [groups.get(case) or "" for case in cases]
     number = len(set(units) - {""}) + units.count("")
-    if not any(units):
-        return units, f"{number} cases"
+    if number == len(cases):  # every case is alone
+        return [""] * number, f"{number} cases"
     return units, f"{number} {'clusters' if by_cluster else 'groups'}"
+
+
+def of_test_set(mapping: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The clusters or groups of one test set, from what splits.json has.
+
+    Args:
+      mapping: by name of a test set a mapping from case id, or one mapping for all of them.
+      name: of the test set.
+    """
+    if isinstance(mapping.get(name), Mapping):
+        return mapping[name]
+    return {case: value for case, value in mapping.items() if not isinstance(value, Mapping)}
 
 
 def bootstrap_interval(

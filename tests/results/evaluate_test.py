@@ -284,7 +284,9 @@ def test_clusters_come_from_the_splits_of_the_run(tmp_path):
     masks = [_square(16, 8)] * 3 + [_square(16, 12)] * 3
     source = _Source(masks)
     clusters = {case_id: i // 3 for i, case_id in enumerate(source.ids)}
-    files.write_json(tmp_path / "splits.json", {"train": [], "clusters": clusters})
+    files.write_json(
+        tmp_path / "splits.json", {"train": [], "clusters": {"near": clusters, "far": {}}}
+    )
     predictor = Predictor(_brightness, SIZE, 1, source.class_names, 0.5, "test")
     evaluate_model(predictor, {"near": (source, source.ids)}, tmp_path / "real_only")
     summary = json.loads(

@@ -621,6 +621,15 @@ def test_clusters_of_the_split_are_drawn_whole(tmp_path):
     assert scores[0].summary["dice"]["ci95"] == expected
     text = report.results_table([run])
     assert "bootstrap over 3 clusters" in text and "So few test cases" in text
+    # The same by test set, as runs write it; those of another set say nothing.
+    _set_splits(run, ["a"], ["b"], clusters={"phantom": clusters, "other": {"c00": 9}})
+    assert report.results_table([run]) == text
+    _set_splits(run, ["a"], ["b"], clusters={"other": clusters})
+    assert "bootstrap over 30 cases" in report.results_table([run])
+    _set_splits(
+        run, ["a"], ["b"], groups={"phantom": {c: f"p{n % 2}" for c, n in clusters.items()}}
+    )
+    assert "bootstrap over 2 groups" in report.results_table([run])
 
 
 def test_p_values_are_adjusted_for_the_comparisons_of_a_test_set(tmp_path):

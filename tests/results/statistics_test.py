@@ -143,8 +143,22 @@ def test_units_are_clusters_then_groups_then_cases():
     assert statistics.units_of(cases, groups) == (["p1", "p1", "", ""], "3 groups")
     units, words = statistics.units_of(cases, groups, {"a": 7, "b": 7, "c": 7, "x": 1})
     assert units == ["cluster 7"] * 3 + [""] and words == "2 clusters"
+    # Clusters of one case each are cases.
+    assert statistics.units_of(cases, {}, {c: i for i, c in enumerate(cases)}) == (
+        [""] * 4,
+        "4 cases",
+    )
     # Numbers of other cases say nothing about these.
     assert statistics.units_of(cases, groups, {"x": 1})[1] == "3 groups"
+
+
+def test_clusters_of_each_test_set():
+    """Two sets may have cases of the same name."""
+    nested = {"test": {"a": 1, "b": 1}, "shifted": {"a": 2}}
+    assert statistics.of_test_set(nested, "test") == {"a": 1, "b": 1}
+    assert statistics.of_test_set(nested, "shifted") == {"a": 2}
+    assert statistics.of_test_set(nested, "other") == {}
+    assert statistics.of_test_set({"a": 1}, "test") == {"a": 1}
 
 
 def test_same_cases_for_all_methods():

@@ -61,8 +61,9 @@ class Run:
       environment: of environment.json, empty if missing.
       splits: case ids by role, empty if missing.
       notes: what a user must know of the split.
-      clusters: number of the set of look-alikes by case id, where known.
-      groups: patient or series by case id, where known.
+      clusters: of splits.json, see `statistics.of_test_set`; the number of the set of cases that are
+        of one patient or series, or look alike.
+      groups: likewise, patient or series.
       logs: records of log.jsonl by 'generator' and method, only of what was started.
       evaluations: per method and test set, the record of every case; test sets in the order of the
         splits, methods in that of `METHODS`.
@@ -77,8 +78,8 @@ class Run:
     environment: Mapping[str, Any]
     splits: Mapping[str, list[str]]
     notes: tuple[str, ...]
-    clusters: Mapping[str, int]
-    groups: Mapping[str, str]
+    clusters: Mapping[str, Any]
+    groups: Mapping[str, Any]
     logs: Mapping[str, list[dict]]
     evaluations: Mapping[tuple[str, str], list[dict]]
     summaries: Mapping[tuple[str, str], Mapping]

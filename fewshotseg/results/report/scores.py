@@ -113,7 +113,9 @@ def _score(run: Run, methods: Sequence[str], test_set: str) -> list[Score]:
     }
     scores = []
     for method, table in tables.items():
-        units, over = statistics.units_of(list(table), groups | dict(run.groups), run.clusters)
+        known = groups | dict(statistics.of_test_set(run.groups, test_set))
+        clusters = statistics.of_test_set(run.clusters, test_set)
+        units, over = statistics.units_of(list(table), known, clusters)
         kept = [
             {"status": row["status"]}
             | {m: row.get(m, math.nan) if case in common[m] else math.nan for m in MEASURED}
