@@ -10,19 +10,17 @@ a dark rim so that they stand out on bright and dark images alike.
 
 from __future__ import annotations
 
-import functools
 import io
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fewshotseg import files
+from fewshotseg import files, fonts
 from fewshotseg.errors import InputError
 
 if TYPE_CHECKING:  # types.py imports JAX, which drawing does not need
@@ -42,12 +40,6 @@ PALETTE = {
 PREDICTION_COLOUR = PALETTE["orange"]
 REFERENCE_COLOUR = PALETTE["sky blue"]
 CLASS_COLOURS = tuple(PALETTE.values())[:7]  # of class ids 1, 2, ...; repeats after the last
-_EAST_ASIAN = (
-    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans SC", "Noto Sans JP",
-    "Noto Sans KR", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Source Han Sans SC", "PingFang SC",
-    "Hiragino Sans", "Apple SD Gothic Neo", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic",
-    "Droid Sans Fallback", "Unifont",
-)  # fmt: skip
 _DPI = 100
 _GAP = 8  # pixels between tiles
 _LINE = 16  # pixels of height of a line of text
@@ -56,25 +48,6 @@ _LINE = 16  # pixels of height of a line of text
 def hex_colour(name: str) -> str:
     """A colour of `PALETTE` as Matplotlib and HTML write it."""
     return "#{:02x}{:02x}{:02x}".format(*PALETTE[name])
-
-
-def drawable(text: str) -> str:
-    """`text`, with what no font here can draw written as its code, not as a box: '\\u75c5'."""
-    return "".join(c if _glyphs(c) else c.encode("unicode_escape").decode() for c in str(text))
-
-
-@functools.cache
-def _glyphs(character: str) -> bool:
-    return any(font.get_char_index(ord(character)) for font in _fonts()[1])
-
-
-@functools.cache
-def _fonts() -> tuple[list[str], list]:
-    """Names of the fonts to draw with, Matplotlib's own first, and the opened fonts."""
-    installed = {entry.name for entry in font_manager.fontManager.ttflist}
-    names = ["DejaVu Sans", *(name for name in _EAST_ASIAN if name in installed)]
-    found = [font_manager.findfont(name, fallback_to_default=False) for name in names]
-    return names, [font_manager.get_font(path) for path in found]
 
 
 def save_image(image: np.ndarray, path: str | os.PathLike[str], *, compress_level: int = 6) -> None:
@@ -293,8 +266,8 @@ def _write_canvas(canvas: np.ndarray, texts, path) -> None:
     figure.figimage(canvas, origin="upper")
     for x, y, text, colour in texts:
         # Ids are the users' file names: a `$` in them is no formula.
-        style = dict(fontsize=8, color=colour, parse_math=False, family=_fonts()[0])
-        figure.text(x / width, 1 - y / height, drawable(text), **style)
+        style = dict(fontsize=8, color=colour, parse_math=False, family=fonts.names())
+        figure.text(x / width, 1 - y / height, fonts.drawable(text), **style)
     buffer = io.BytesIO()
     agg.print_png(buffer)
     files.write_bytes(path, buffer.getvalue())

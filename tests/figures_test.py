@@ -175,28 +175,3 @@ def test_real_images(shared_data, tmp_path):
     figures.contact_sheet(cases, tmp_path / "sheet.png")
     orange = _has(_read(tmp_path / "sheet.png"), figures.CLASS_COLOURS[0])
     assert 100 < orange.sum() < 0.1 * orange.size
-
-
-def test_what_no_font_can_draw_is_written_as_its_code(monkeypatch):
-    """No boxes: a box says nothing, and two different names would look alike."""
-    monkeypatch.setattr(figures, "_EAST_ASIAN", ())
-    figures._fonts.cache_clear()
-    figures._glyphs.cache_clear()
-    try:
-        assert figures.drawable("größe µ é 5") == "größe µ é 5"
-        assert figures.drawable("\u75c5a") == "\\u75c5a"
-    finally:
-        figures._fonts.cache_clear()
-        figures._glyphs.cache_clear()
-
-
-def test_an_installed_font_with_the_glyph_is_used():
-    """With every font of the machine: drawn if one of them has it, and without a warning."""
-    from matplotlib import font_manager
-
-    names, fonts = figures._fonts()
-    assert names[0] == "DejaVu Sans" and len(names) == len(fonts)
-    installed = {entry.name for entry in font_manager.fontManager.ttflist}
-    assert set(names) <= installed
-    covered = any(font.get_char_index(ord("\u75c5")) for font in fonts)
-    assert (figures.drawable("\u75c5") == "\u75c5") == covered

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fewshotseg import figures
+from fewshotseg import figures, fonts
 from fewshotseg.methods import METHODS
 
 Record = Mapping[str, object]  # one line of log.jsonl
@@ -94,7 +94,7 @@ def reliability(curves: Mapping[str, Mapping[str, Sequence]], title: str) -> Fig
     axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axis.set_xlabel("predicted probability", fontsize=8)
     axis.set_ylabel("share of pixels that are foreground", fontsize=8)
-    axis.set_title(figures.drawable(title), fontsize=9, parse_math=False)
+    axis.set_title(fonts.drawable(title), fontsize=9, parse_math=False, family=fonts.names())
     axis.legend(fontsize=7, frameon=False, loc="upper left")
     return figure
 
