@@ -4,7 +4,8 @@ python benchmarks/fewshot.py --data_dir=FOLDER [--datasets=isic2017,busi] [--see
 
 FOLDER holds a folder per data set in the layout of its official download, and splits/DATASET/train.txt
 and test.txt with the ids to draw the labelled images from and to test on. The 40 labelled images of a
-seed are drawn from the train list, 32 to train and 8 to validate; nothing is tuned on the test list.
+seed are drawn from the train list, 32 to train and 8 to validate: where that list has just 40 ids, seeds
+divide the same images differently, and the report says so. Nothing is tuned on the test list.
 """
 
 import csv
@@ -35,15 +36,15 @@ DATASETS = {
     ),
     "busi": (("Dataset_BUSI_with_GT",), ("Dataset_BUSI_with_GT",), "tumour"),
 }
-METRICS = ("dice", "jaccard", "hd95", "sensitivity", "precision")
+METRICS = ("dice", "jaccard", "hd95", "nsd", "sensitivity", "precision")
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", str(ROOT / "configs" / "fewshot.py"))
 flags.DEFINE_string("data_dir", None, "Folder with a folder per data set.", required=True)
-flags.DEFINE_string("output", "runs/fewshot", "Folder for the runs and results.csv.")
+flags.DEFINE_string("output", "runs/fewshot", "Folder for the runs and fewshot.csv.")
 flags.DEFINE_list("datasets", list(DATASETS), "Which data sets.")
 flags.DEFINE_list("methods", ["real_only", "separate", "joint", "end2end"], "Which methods.")
-flags.DEFINE_list("seeds", ["0", "1", "2"], "Draws of the labelled images.")
+flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
 flags.DEFINE_string("test_list", "test", "Name of the list to test on.")
 
 
@@ -78,73 +79,88 @@ def write_lists(dataset: str, path: pathlib.Path) -> None:
 
 
 def rows_of(config, workdir: pathlib.Path):
-    """One row per method of a finished run."""
-    environment = json.loads((workdir / "environment.json").read_text())
+    """One row per method of a finished run; seconds with the generator's pre-training."""
+    from fewshotseg.results.report import inputs
+
+    run = inputs.read_run(workdir)
     for method in config.methods:
-        folder = workdir / method
-        summary = json.loads((folder / "evaluation" / "test" / "summary.json").read_text())
-        last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
+        summary = run.summaries[method, "test"]
         row = {"dataset": config.name, "method": method, "seed": config.seed}
         for metric in METRICS:
             row[metric] = summary["mean"][metric]["mean"]
+        row["pooled_dice"], row["ece"] = summary["mean"]["pooled_dice"], summary["mean"]["ece"]
         row["dice_low"], row["dice_high"] = summary["mean"]["dice"]["ci95"]
         row["cases"], row["undefined"] = summary["num_cases"], summary["mean"]["dice"]["n_nan"]
-        row["validation_dice"] = last.get("validation/best_dice")
-        row["steps"], row["seconds"] = config.train.num_steps, round(last["seconds"], 1)
+        row["bootstrap_over"] = summary["bootstrap_over"]
+        row["validation_dice"] = run.logs[method][-1].get("validation/best_dice")
+        row["steps"], row["seconds"] = config.train.num_steps, round(run.seconds(method), 1)
         row["image_size"], row["width"] = config.data.image_size, config.segmenter.width
-        row["device"] = environment["device"]
-        row["revision"] = environment["git_revision"]
+        row["device"] = run.environment["device"]
+        row["revision"] = run.environment["git_revision"]
         yield row
 
 
 def append(row: dict, path: pathlib.Path) -> None:
-    """Appends a row unless its run is there already."""
-    key = ("dataset", "method", "seed")
-    if path.exists():
-        with path.open() as file:
-            if any(all(old[k] == str(row[k]) for k in key) for old in csv.DictReader(file)):
-                return
-    new = not path.exists()
+    """Appends a row unless its run is there already.
+
+    Raises:
+      InputError: the table there has other columns.
+    """
+    from fewshotseg import errors
+
+    key = ("dataset", "method", "seed", "steps")
+    old = read_table(path) if path.exists() else []
+    if old and list(old[0]) != list(row):
+        raise errors.InputError(f"{path}: has other columns: give another --output.")
+    if any(all(other[k] == str(row[k]) for k in key) for other in old):
+        return
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, row)
-        if new:
+        if not old:
             writer.writeheader()
         writer.writerow(row)
 
 
-def table(path: pathlib.Path) -> str:
-    """Dice as a Markdown table: mean and standard deviation over seeds, and the paired difference."""
-    with path.open() as file:
-        rows = list(csv.DictReader(file))
-    dice, seconds = {}, {}
+def read_table(path: pathlib.Path) -> list[dict]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def table(rows) -> str:
+    """Dice and HD95 as a Markdown table: mean and sd over seeds, and the difference to `real_only`
+    at the same number of steps and the same seeds. A row for every data set, method and steps."""
+    found = {}
     for row in rows:
-        key = row["dataset"], row["method"]
-        dice.setdefault(key, {})[row["seed"]] = float(row["dice"])
-        seconds.setdefault(key, []).append(float(row["seconds"]))
-    lines = ["| data set | method | Dice | minus real_only | seeds | steps | seconds |"]
-    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
-    steps = {(row["dataset"], row["method"]): row["steps"] for row in rows}
-    for (dataset, method), values in dice.items():
-        base = dice.get((dataset, "real_only"), {})
-        differences = [values[s] - base[s] for s in values if s in base]
-        lines.append(
-            f"| {dataset} | {method} | {_spread(list(values.values()))} | "
-            f"{'' if method == 'real_only' else _spread(differences, '+')} | {len(values)} | "
-            f"{steps[dataset, method]} | {statistics.mean(seconds[dataset, method]):.0f} |"
-        )
+        key = row["dataset"], row["steps"], row["method"]
+        found.setdefault(key, {})[row["seed"]] = row
+    lines = [
+        "| data set | steps | method | Dice | minus real_only | HD95 | minus | seeds | seconds |"
+    ]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for (dataset, steps, method), seeds in found.items():
+        base = {} if method == "real_only" else found.get((dataset, steps, "real_only"), {})
+        cells = []
+        for metric, digits in (("dice", 3), ("hd95", 1)):
+            values = {seed: float(row[metric]) for seed, row in seeds.items()}
+            differences = [v - float(base[s][metric]) for s, v in values.items() if s in base]
+            cells += [_spread(list(values.values()), digits), _spread(differences, digits, "+")]
+        seconds = statistics.mean(float(row["seconds"]) for row in seeds.values())
+        cells += [str(len(seeds)), f"{seconds:.0f}"]
+        lines.append(f"| {dataset} | {steps} | {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _spread(values, sign=""):
+def _spread(values, digits, sign=""):
     if not values:
         return ""
-    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):{sign}.3f}{deviation}"
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{sign}.{digits}f}{deviation}"
 
 
 def main(argv):
     del argv
     from fewshotseg import commands, errors
+    from fewshotseg.results.report import page
     from fewshotseg.training import train
 
     logging.set_verbosity(logging.WARNING)
@@ -159,8 +175,10 @@ def main(argv):
                 workdir = output / dataset / f"seed_{seed}"
                 train.train_and_evaluate(config, workdir)
                 for row in rows_of(config, workdir):
-                    append(row, output / "results.csv")
-        print(table(output / "results.csv"))
+                    append(row, output / "fewshot.csv")
+        runs = [output / d / f"seed_{s}" for d in FLAGS.datasets for s in FLAGS.seeds]
+        page.build_report(runs, output / "report.html")  # and cases.csv, a row per case
+        print(table(read_table(output / "fewshot.csv")))
     except errors.InputError as error:
         sys.exit(f"fewshot.py: {error}")
 

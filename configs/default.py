@@ -201,6 +201,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.evaluate = ConfigDict()
     config.evaluate.batch_size = 16
     config.evaluate.threshold = 0.5  # of the foreground probability, one class
+    config.evaluate.nsd_tolerance = 0.01  # of the surface Dice, share of the image's diagonal
+    config.predict = ConfigDict()
+    config.predict.method = ""  # which one predicts; '' for the last of `methods`
+    config.predict.overlays = True  # also pictures with outlines; most of the time goes there
     config.compilation_cache = "~/.cache/fewshotseg"  # '' for none
 
     apply_choices(config, arg)

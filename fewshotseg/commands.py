@@ -88,7 +88,7 @@ def train(config, flags) -> None:
             folder.write(config, workdir)
             where = f"{folder.device()}, results in {workdir}"
             print(f"{config.name}: seed {config.seed}, {where}", flush=True)
-        train_lib.train_and_evaluate(experiment, config, workdir)
+        train_lib.train_and_evaluate(experiment, workdir)
         if devices.is_main():
             _report([workdir])
 
@@ -98,6 +98,7 @@ def _planned(config, workdir, minutes):
 
     A budget changes `config`. It is kept in budget.json, so that the same command continues the run.
     """
+    from fewshotseg import files
     from fewshotseg.runs import folder
     from fewshotseg.training import build, devices, timing
     from fewshotseg.training import train as train_lib
@@ -134,18 +135,21 @@ def _planned(config, workdir, minutes):
         f"of the segmenter, {100 * share:.0f} % of those planned.",
         flush=True,
     )
-    folder.write_json({"minutes": minutes, **steps}, budget)
+    files.write_json(budget, {"minutes": minutes, **steps})
     return build.build(config)
 
 
 def evaluate(config, flags) -> None:
-    from fewshotseg.results import predictor as trained
+    from fewshotseg.results import evaluate as evaluate_lib
+    from fewshotseg.runs import folder
     from fewshotseg.training import build_data
 
     _require_run(flags)
-    with _alone_in(flags.workdir):
-        trained.evaluate_run(config, flags.workdir, build_data.create_data)
-        _report([pathlib.Path(flags.workdir)])
+    workdir = pathlib.Path(flags.workdir)
+    with _alone_in(workdir):
+        folder.check_same(config, workdir)
+        evaluate_lib.evaluate_run(config, workdir, build_data.create_data(config).test_sets)
+        _report([workdir])
 
 
 def _require_run(flags):
@@ -163,10 +167,14 @@ def predict(config, flags) -> None:
 
     if not flags.input or not flags.output:
         raise errors.InputError("predict needs --input=FILE|DIR and --output=DIR.")
-    predictor = trained.load_predictor(flags.workdir)
+    predictor = trained.load_predictor(flags.workdir, config.predict.method)
     print(f"Model: {predictor.source}")
     rows = predict_lib.predict_files(
-        predictor, flags.input, flags.output, batch_size=config.evaluate.batch_size
+        predictor,
+        flags.input,
+        flags.output,
+        batch_size=config.evaluate.batch_size,
+        overlays=config.predict.overlays,
     )
     failed = [row["file"] for row in rows if row["error"]]
     if failed:

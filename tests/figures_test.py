@@ -154,20 +154,6 @@ def test_image_grid_shows_pixels_as_they_are(tmp_path):
     assert (picture[96:160, 80:144] == 255).all()
 
 
-def test_failed_writes_keep_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "a.txt"
-    figures.write_atomically(path, b"old")
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(figures.os, "replace", full)
-    with pytest.raises(InputError, match="a.txt: cannot be written .No space left"):
-        figures.write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
-
-
 def test_a_file_in_place_of_the_folder_is_an_input_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):

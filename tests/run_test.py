@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -186,6 +187,30 @@ def test_predict_keeps_sizes_and_reports_what_it_cannot_read(finished, cache, tm
     done = run(finished[0], cache, *flags)
     assert done.returncode == 2 and "broken.png" in done.stderr
     assert len(list((tmp_path / "o2" / "masks").iterdir())) == 2
+
+
+def test_the_model_is_the_average_at_the_last_step(finished):
+    for method in METHODS:
+        log = summaries.read_log(finished[0] / method / "log.jsonl")
+        dice = {line["step"]: line["validation/dice"] for line in log if "validation/dice" in line}
+        model = model_of(finished[0], method)
+        assert int(model["step"]) == max(dice) == 20
+        assert float(model["dice"]) == pytest.approx(dice[20])
+
+
+def test_evaluate_measures_again(finished, cache, tmp_path):
+    """The same numbers; with another threshold, others."""
+    copy = shutil.copytree(finished[0], tmp_path / "run")
+    summary = copy / "real_only" / "evaluation" / "shifted" / "summary.json"
+    before = json.loads(summary.read_text())
+    summary.unlink()
+    for more, threshold in (([], 0.5), (["--config.evaluate.threshold=0.9"], 0.9)):
+        done = run(copy, cache, "--mode=evaluate", *more)
+        assert done.returncode == 0, done.stderr
+        after = json.loads(summary.read_text())
+        assert after["threshold"] == threshold
+        if not more:
+            assert after["mean"]["dice"] == before["mean"]["dice"]
 
 
 def test_a_mistyped_field_is_refused_with_a_suggestion(cache, tmp_path):

@@ -8,6 +8,7 @@ import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
+from fewshotseg import files
 from fewshotseg.data.image_files import EXTENSIONS
 from fewshotseg.errors import InputError
 
@@ -137,7 +138,7 @@ def write_split(
     """Writes a split as JSON; the file appears complete or not at all.
 
     Args:
-      path: of the file; its folder must exist.
+      path: of the file.
       split: what to write, as 'train', 'validation', 'test', 'notes', 'clusters' and 'groups'.
       tests: test sets by name, written as 'test/<name>' in place of `split.test`.
 
@@ -148,15 +149,7 @@ def write_split(
     named = {"test": split.test} if tests is None else {f"test/{k}": v for k, v in tests.items()}
     content = {k: list(v) for k, v in (content | named | {"notes": split.notes}).items()}
     content |= {"clusters": split.clusters, "groups": split.groups}
-    text = json.dumps(content, indent=1) + "\n"
-    path = pathlib.Path(path)
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written ({error.strerror}).") from error
+    files.write_json(path, content)
 
 
 def _read_text(path) -> str:

@@ -1,36 +1,43 @@
 """A model on a test set: metrics per case, summaries over cases, and pictures of both ends."""
 
 import collections
-import csv
-import io
+import functools
 import json
 import math
 import pathlib
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fewshotseg import figures
+from fewshotseg import files
+from fewshotseg.data import canvas
 from fewshotseg.errors import InputError
-from fewshotseg.results import metrics
-from fewshotseg.results.predict_files import Predictor, PredictProbabilities, segment_images
+from fewshotseg.results import baselines, examples, metrics, statistics
+from fewshotseg.results.predictor import (
+    Predictor,
+    create_predictor,
+    probabilities_of,
+    trained_methods,
+    trained_weights,
+)
+from fewshotseg.runs import log as run_log
 from fewshotseg.types import Case, CaseSource
+
+NSD_TOLERANCE = 0.01  # share of the image's diagonal
+TestSets = Mapping[str, tuple[CaseSource, Sequence[str]]]  # name -> (source, ids)
 
 
 def evaluate(
-    predict_probabilities: PredictProbabilities,
+    predictor: Predictor,
     source: CaseSource,
     case_ids: Sequence[str],
     output_dir: str | pathlib.Path,
     *,
-    image_size: int,
-    channels: int,
-    class_names: Sequence[str],
-    threshold: float = 0.5,
     batch_size: int = 16,
+    nsd_tolerance: float = NSD_TOLERANCE,
+    clusters: Mapping[str, int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Segments the cases and measures the masks at the images' original size.
@@ -40,28 +47,26 @@ def evaluate(
     and, last, summary.json. Files of an earlier evaluation there are replaced.
 
     Args:
-      predict_probabilities: float32 `[B, S, S, C]` in [-1, 1] to `[B, S, S, K]` in [0, 1]; always
-        called with `batch_size` images. The filling of the last batch counts nowhere.
+      predictor: the model; its network is always called with `batch_size` images, and the filling
+        of the last batch counts nowhere.
       source: of the cases.
       case_ids: which of them.
       output_dir: made if missing.
-      image_size: S, in pixels.
-      channels: C, 1 or 3.
-      class_names: foreground classes with ids 1, 2, ...; K is 1 for one class, else one more than
-        there are classes.
-      threshold: probability from which a pixel is foreground, for K = 1.
-      batch_size: B.
+      batch_size: of the network.
+      nsd_tolerance: of the normalised surface Dice, as a share of each image's diagonal.
+      clusters: number of the set of look-alikes by case id; then the bootstrap draws clusters.
       progress: called with the number of cases done and of all.
 
     Returns:
       What summary.json holds: `num_cases`, `num_empty` (references without any foreground),
-      `convention` (how empty masks count), `classes` (`metrics.aggregate` by class name), `mean`
+      `convention` (how empty masks count), `bootstrap_over` ('12 clusters'), `classes`
+      (`statistics.aggregate` by class name, with `ece` and the `calibration` it comes from), `mean`
       (the same of each case's mean over classes) and the settings. Undefined numbers are NaN here
       and null in the file.
 
     Raises:
-      InputError: no cases, a case listed twice, a case that cannot be loaded or does not fit
-        `class_names`, a probability that is not finite, or an output folder that cannot be written.
+      InputError: no cases, a case listed twice, a case that cannot be loaded or does not fit the
+        classes, a probability that is not finite, or an output folder that cannot be written.
     """
     case_ids, output_dir = list(case_ids), pathlib.Path(output_dir)
     if not case_ids:
@@ -69,143 +74,173 @@ def evaluate(
     repeated = [case_id for case_id, n in collections.Counter(case_ids).items() if n > 1]
     if repeated:
         raise InputError(f"{source.name}: {repeated[0]} is listed twice. List each case once.")
-    names = tuple(class_names)
-    model = Predictor(predict_probabilities, image_size, channels, names, threshold, source.name)
+    names = predictor.class_names
     started, rows = time.perf_counter(), []
+    counts = np.zeros((len(names), 3, metrics.CALIBRATION_BINS))
     for start in range(0, len(case_ids), batch_size):
-        chunk = case_ids[start : start + batch_size]
-        for case, mask in _segment_cases(model, source, chunk, batch_size):
-            rows += _case_rows(case, mask, names, source.name)
+        chunk = [source.load(case_id) for case_id in case_ids[start : start + batch_size]]
+        labels = [f"{source.name}, case {case.id}" for case in chunk]
+        pixels = [case.image for case in chunk]
+        found = probabilities_of(predictor, pixels, labels, batch_size)
+        for case, probabilities in zip(chunk, found, strict=True):
+            _check_reference(case, probabilities.shape[:2], names, source.name)
+            rows += _case_rows(case, probabilities, predictor, nsd_tolerance)
+            counts += _calibration(case, probabilities, len(names))
         if progress is not None:
             progress(min(start + batch_size, len(case_ids)), len(case_ids))
     summary = {
         "source": source.name,
-        **_summarise(rows, names),
+        "model": predictor.source,
+        **_summarise(rows, names, counts, clusters),
         "unit_of_hd95": "pixels of the original image",
+        "nsd_tolerance": f"{nsd_tolerance:g} of the image's diagonal",
         "convention": metrics.CONVENTION,
-        "image_size": image_size,
-        "channels": channels,
-        "threshold": threshold,
+        "image_size": predictor.image_size,
+        "channels": predictor.channels,
+        "threshold": predictor.threshold,
         "class_names": list(names),
         "seconds": round(time.perf_counter() - started, 3),
     }
     (output_dir / "summary.json").unlink(missing_ok=True)  # it says that everything is in place
-    summary["examples"] = _save_examples(model, source, rows, output_dir / "examples", batch_size)
-    _write_rows(rows, output_dir)
-    _write_json(summary, output_dir / "summary.json")
+    summary["examples"] = examples.save(predictor, source, rows, output_dir, batch_size)
+    files.write_rows(output_dir / "cases.csv", rows)
+    files.write_json(output_dir / "cases.json", rows)
+    files.write_json(output_dir / "summary.json", summary)
     return summary
 
 
-def _segment_cases(model, source, case_ids, batch_size) -> list[tuple[Case, np.ndarray]]:
-    cases = [source.load(case_id) for case_id in case_ids]
-    labels = [f"{source.name}, case {case.id}" for case in cases]
-    masks = segment_images(model, [case.image for case in cases], labels, batch_size)
-    return list(zip(cases, masks, strict=True))
+def evaluate_model(
+    predictor: Predictor, test_sets: TestSets, folder: pathlib.Path, **settings
+) -> None:
+    """Measures one trained method on every test set; results go to FOLDER/evaluation/NAME.
+
+    Args:
+      predictor: the model.
+      test_sets: the cases to measure it on.
+      folder: of the method, in the folder of its run, whose splits.json names the clusters.
+      **settings: `batch_size` and `nsd_tolerance` of `evaluate`.
+    """
+    known = read_clusters(folder.parent)
+    for name, (source, ids) in test_sets.items():
+        bar = run_log.progress_bar(f"{folder.name} on {name}", len(ids), 0, unit="case")
+
+        def progress(done, total, bar=bar):
+            bar.update(done - bar.n)
+
+        output = folder / "evaluation" / name
+        more = {"clusters": statistics.of_test_set(known, name), "progress": progress, **settings}
+        evaluate(predictor, source, ids, output, **more)
+        bar.close()
 
 
-def _case_rows(case: Case, mask: np.ndarray, names, source_name: str) -> list[dict[str, Any]]:
-    if case.mask.shape != mask.shape or case.mask.max(initial=0) > len(names):
+def evaluate_run(config: Mapping[str, Any], workdir: pathlib.Path, test_sets: TestSets) -> None:
+    """Evaluates every trained method of a run again.
+
+    Args:
+      config: of the run; of its `evaluate` block, `threshold`, `batch_size` and `nsd_tolerance`.
+      workdir: of the run.
+      test_sets: what to measure on.
+
+    Raises:
+      InputError: nothing has been trained there.
+    """
+    methods = trained_methods(workdir)
+    if not methods:
+        raise InputError(f"{workdir} has no trained model yet: run --mode=train first.")
+    settings = {key: config["evaluate"][key] for key in ("batch_size", "nsd_tolerance")}
+    (source, _) = next(iter(test_sets.values()))
+    for method in methods:
+        weights, origin = trained_weights(workdir / method)
+        predictor = create_predictor(config, weights, source.class_names, f"{method}, {origin}")
+        evaluate_model(predictor, test_sets, workdir / method, **settings)
+
+
+def is_evaluated(folder: pathlib.Path, test_sets: TestSets) -> bool:
+    """Whether every test set has its summary, written last."""
+    return all((folder / "evaluation" / name / "summary.json").exists() for name in test_sets)
+
+
+def read_clusters(workdir: pathlib.Path) -> dict[str, Any]:
+    """The clusters in the splits.json of a run, see `statistics.of_test_set`; empty if it has none."""
+    try:
+        splits = json.loads((workdir / "splits.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return splits.get("clusters") or {}
+
+
+def threshold_baseline(
+    train: Sequence[Case], test_sets: TestSets, folder: pathlib.Path
+) -> dict[str, float]:
+    """Dice of the best single grey-value threshold of the training images, on every test set.
+
+    Writes FOLDER/threshold.json: by test set `dice`, `threshold`, `polarity`, and `by_case`.
+    """
+    threshold, polarity = baselines.best_threshold(train)
+    results = {}
+    for name, (source, ids) in test_sets.items():
+        by_case = {i: baselines.threshold_dice(source.load(i), threshold, polarity) for i in ids}
+        defined = [dice for dice in by_case.values() if not math.isnan(dice)]
+        dice = float(np.mean(defined)) if defined else math.nan
+        results[name] = {"dice": dice, "threshold": threshold, "polarity": polarity}
+        results[name]["by_case"] = by_case
+    files.write_json(folder / "threshold.json", results)
+    return {name: result["dice"] for name, result in results.items()}
+
+
+def _check_reference(case: Case, shape, names, source_name: str) -> None:
+    if case.mask.shape != shape or case.mask.max(initial=0) > len(names):
         raise InputError(
             f"{source_name}, case {case.id}: the reference mask has the size {case.mask.shape} and "
-            f"class ids up to {case.mask.max(initial=0)}, but the image has the size {mask.shape} "
+            f"class ids up to {case.mask.max(initial=0)}, but the image has the size {shape} "
             f"and the model knows {len(names)} class(es). Correct the mask."
         )
-    height, width = mask.shape
-    known = {"case": case.id, "group": case.group, "height": height, "width": width}
-    measured = metrics.case_metrics(mask, case.mask, len(names) + 1)
+
+
+def _case_rows(case: Case, probabilities, predictor, nsd_tolerance) -> list[dict[str, Any]]:
+    mask = canvas.probabilities_to_mask(probabilities, predictor.threshold)
+    names = predictor.class_names
+    known = {"case": case.id, "group": case.group, "height": mask.shape[0], "width": mask.shape[1]}
+    tolerance = nsd_tolerance * math.hypot(*mask.shape)
+    measured = metrics.case_metrics(mask, case.mask, len(names) + 1, tolerance=tolerance)
     return [{**known, "class": names[row["class_id"] - 1], **row} for row in measured]
 
 
-def _summarise(rows, names) -> dict[str, Any]:
-    by_case = _rows_by_case(rows)
-    groups = [case_rows[0]["group"] for case_rows in by_case.values()]
-    classes = {
-        name: metrics.aggregate([row for row in rows if row["class"] == name], groups)
-        for name in names
-    }
-    means = [metrics.mean_over_classes(case_rows) for case_rows in by_case.values()]
-    overall = metrics.aggregate(means, groups)
-    pooled = [c["pooled_dice"] for c in classes.values() if not math.isnan(c["pooled_dice"])]
-    overall["pooled_dice"] = float(np.mean(pooled)) if pooled else math.nan
+def _calibration(case: Case, probabilities, num_classes: int) -> np.ndarray:
+    """`metrics.calibration_counts` of every class, `[classes, 3, bins]`."""
+    foreground = probabilities if probabilities.shape[-1] == 1 else probabilities[..., 1:]
+    return np.stack(
+        [
+            metrics.calibration_counts(foreground[..., k], case.mask == k + 1)
+            for k in range(num_classes)
+        ]
+    )
+
+
+def _summarise(rows, names, counts, clusters) -> dict[str, Any]:
+    by_case = metrics.rows_by_case(rows)
+    groups = {case_id: case_rows[0]["group"] for case_id, case_rows in by_case.items()}
+    units, over = statistics.units_of(list(by_case), groups, clusters)
+    aggregate = functools.partial(statistics.aggregate, units=units)
+    classes = {n: aggregate([row for row in rows if row["class"] == n]) for n in names}
+    for name, of_class in zip(names, counts, strict=True):
+        number, probability, hits = of_class
+        classes[name]["ece"] = metrics.expected_calibration_error(of_class)
+        classes[name]["calibration"] = {
+            "pixels": number.tolist(),
+            "probability": [metrics.ratio(*pair) for pair in zip(probability, number, strict=True)],
+            "frequency": [metrics.ratio(*pair) for pair in zip(hits, number, strict=True)],
+        }
+    overall = aggregate([metrics.mean_over_classes(case_rows) for case_rows in by_case.values()])
+    for key in ("pooled_dice", "ece"):
+        defined = [c[key] for c in classes.values() if not math.isnan(c[key])]
+        overall[key] = float(np.mean(defined)) if defined else math.nan
     empty = sum(all(r["reference_size"] == 0 for r in group) for group in by_case.values())
     return {
         "num_cases": len(by_case),
         "num_empty": empty,
-        "num_groups": len(set(groups) - {""}),
+        "num_groups": len(set(groups.values()) - {""}),
+        "bootstrap_over": over,
         "mean": overall,
         "classes": classes,
     }
-
-
-def _rows_by_case(rows) -> dict[str, list[dict[str, Any]]]:
-    by_case: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        by_case.setdefault(row["case"], []).append(row)
-    return by_case
-
-
-def _choose_examples(dice: Mapping[str, float], most: int = 4) -> list[tuple[str, str]]:
-    """Names such as 'worst_1' with case ids; no case twice, undefined ones left out."""
-    order = sorted((i for i in dice if not math.isnan(dice[i])), key=lambda i: (dice[i], i))
-    count = min(most, max(1, len(order) // 3))
-    worst, rest = order[:count], order[count:]
-    best, rest = rest[::-1][:count], rest[: max(0, len(rest) - count)]
-    first = max(0, (len(rest) - count) // 2)
-    median = rest[first : first + count]
-    return [
-        (f"{kind}_{number}", case_id)
-        for kind, ids in (("worst", worst), ("median", median), ("best", best))
-        for number, case_id in enumerate(ids, start=1)
-    ]
-
-
-def _save_examples(model, source, rows, folder: pathlib.Path, batch_size) -> list[dict[str, Any]]:
-    dice = {i: metrics.mean_over_classes(r)["dice"] for i, r in _rows_by_case(rows).items()}
-    chosen = _choose_examples(dice)
-    for kind in ("worst", "median", "best"):
-        for old in folder.glob(f"{kind}_*.png"):
-            old.unlink()
-    saved = []
-    # Segmented a second time, because the masks of a large test set do not fit into memory.
-    for start in range(0, len(chosen), batch_size):
-        part = chosen[start : start + batch_size]
-        pairs = _segment_cases(model, source, [case_id for _, case_id in part], batch_size)
-        for (name, case_id), (case, mask) in zip(part, pairs, strict=True):
-            file_name = f"{name}_{_safe(case_id)}.png"
-            title = f"Dice {dice[case_id]:.2f}   {case_id}"
-            figures.save_overlay(case.image, mask, folder / file_name, case.mask, title=title)
-            saved.append({"file": f"examples/{file_name}", "case": case_id, "dice": dice[case_id]})
-    return saved
-
-
-def _safe(case_id: str) -> str:
-    """A case id as part of a file name."""
-    return re.sub(r"[^\w.-]+", "_", case_id).strip("._")[-80:] or "case"
-
-
-def _write_rows(rows, folder: pathlib.Path) -> None:
-    buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, list(rows[0]))
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: "" if _undefined(value) else value for key, value in row.items()})
-    figures.write_atomically(folder / "cases.csv", buffer.getvalue().encode())
-    _write_json(rows, folder / "cases.json")
-
-
-def _write_json(value, path: pathlib.Path) -> None:
-    text = json.dumps(_jsonable(value), indent=1, ensure_ascii=False, allow_nan=False)
-    figures.write_atomically(path, text.encode())
-
-
-def _jsonable(value):
-    """JSON knows no NaN: such numbers become null."""
-    if isinstance(value, Mapping):
-        return {key: _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    return None if _undefined(value) else value
-
-
-def _undefined(value) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)

@@ -1,35 +1,161 @@
-"""How well a predicted mask agrees with a reference mask, per case and over cases.
+"""How well a predicted mask agrees with a reference mask, case by case.
 
-All functions work on the host with NumPy and SciPy, on 2-D images and on volumes alike. Distances
-follow the definition that MedPy uses: the surface of a region are its pixels with at least one
-4-neighbour (6-neighbour in 3-D) outside it or outside the image, and HD95 is the 95th percentile of
-the distances of all surface pixels of either mask to the nearest surface pixel of the other.
+All functions work on the host with NumPy and SciPy, on 2-D images and on volumes alike. `METRICS` is
+the one table of what is measured; `CONVENTION` is the one rule for empty masks, the same where a
+model is selected and where it is tested. What happens over cases is in `statistics`.
 
-See A. A. Taha and A. Hanbury, "Metrics for evaluating 3D medical image segmentation", BMC Medical
-Imaging 15:29, 2015, and L. Maier-Hein et al., "Metrics reloaded", Nature Methods 21, 2024.
+Distances follow the definition that MedPy uses: the surface of a region are its pixels with at least
+one 4-neighbour (6-neighbour in 3-D) outside it or outside the image.
+
+A. A. Taha and A. Hanbury, "Metrics for evaluating 3D medical image segmentation", BMC Medical Imaging
+15:29, 2015; L. Maier-Hein et al., "Metrics reloaded", Nature Methods 21, 2024; S. Nikolov et al.,
+"Clinically applicable segmentation of head and neck anatomy", JMIR 23, 2021 (surface Dice);
+M. P. Naeini et al., "Obtaining well calibrated probabilities using Bayesian binning", AAAI 2015 (ECE).
 """
 
+import dataclasses
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import ndimage, stats
+from scipy import ndimage
 
-CONVENTION = (
-    "Each class of each case is measured at the image's original size. "
-    "Both masks empty: every metric is undefined (NaN, written as null or an empty cell), left out "
-    "of means and counted in n_nan and both_empty. "
-    "Only the reference empty: Dice, Jaccard and precision are 0, sensitivity is undefined, and "
-    "false_positive_area is the number of predicted pixels; it is undefined for all other cases. "
-    "Only the prediction empty: Dice, Jaccard and sensitivity are 0, precision is undefined. "
-    "One of the two empty: HD95 is the image's diagonal and surface Dice is 0; such cases are "
-    "counted in reference_empty and prediction_empty. "
-    "sd is over cases (n - 1); ci95 is a bootstrap interval of the mean over cases, which says "
-    "nothing about the spread over training seeds. "
-    "pooled_dice adds the pixels of all cases before it divides, so large regions weigh more."
+EMPTY_MASKS = (
+    "Both masks of a case empty: it has no score and is left out of means. "
+    "Only the reference empty, a false alarm: Dice, NSD and precision are 0, HD95 is the image's "
+    "diagonal, sensitivity is undefined. "
+    "Only the prediction empty, a miss: Dice, NSD and sensitivity are 0, HD95 is the image's "
+    "diagonal, precision is undefined. "
+    "The same rule chooses checkpoints on the validation images."
 )
-METRICS = ("dice", "jaccard", "hd95", "nsd", "sensitivity", "precision", "false_positive_area")
+CONVENTION = (
+    f"Each class of each case is measured at the image's original size. {EMPTY_MASKS} "
+    "What is undefined is null, or an empty cell, and counted in n_nan; the kinds of empty masks are "
+    "counted in both_empty, reference_empty and prediction_empty. Jaccard is 0 where Dice is 0. "
+    "false_positive_area is the number of predicted pixels where only the reference is empty, and "
+    "undefined elsewhere. "
+    "sd is over cases (n - 1); ci95 is a bootstrap interval of the mean over cases (whole clusters "
+    "or groups are drawn where they are known), which says nothing about the spread over training "
+    "seeds. "
+    "pooled_dice and ece add the pixels of all cases before they divide, so large regions weigh more."
+)
+CALIBRATION_BINS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A predicted and a reference region of one class in one case.
+
+    Attributes:
+      prediction: bool `[H, W]` or `[D, H, W]`.
+      reference: the same.
+      spacing: of the pixels along each axis.
+      tolerance: of the surface Dice, in the unit of `spacing`; None if it is not wanted.
+    """
+
+    prediction: np.ndarray
+    reference: np.ndarray
+    spacing: np.ndarray
+    tolerance: float | None = None
+
+    @functools.cached_property
+    def predicted(self) -> int:
+        return int(self.prediction.sum())
+
+    @functools.cached_property
+    def wanted(self) -> int:
+        return int(self.reference.sum())
+
+    @functools.cached_property
+    def common(self) -> int:
+        return int((self.prediction & self.reference).sum())
+
+    @functools.cached_property
+    def distances(self) -> np.ndarray | None:
+        """From every surface pixel to the other surface; None if one region is empty."""
+        if not self.predicted or not self.wanted:
+            return None
+        return np.concatenate(surface_distances(self.prediction, self.reference, self.spacing))
+
+    @property
+    def status(self) -> str:
+        if self.predicted and self.wanted:
+            return "ok"
+        if self.predicted:
+            return "reference_empty"
+        return "prediction_empty" if self.wanted else "both_empty"
+
+
+def _dice(pair: Pair) -> float:
+    return ratio(2.0 * pair.common, pair.predicted + pair.wanted)
+
+
+def _jaccard(pair: Pair) -> float:
+    return ratio(pair.common, pair.predicted + pair.wanted - pair.common)
+
+
+def _hd95(pair: Pair) -> float:
+    """95th percentile of the distances of all surface pixels of either mask to the other's."""
+    if pair.distances is None:
+        return float(np.linalg.norm(np.array(pair.reference.shape) * pair.spacing))
+    return float(np.percentile(pair.distances, 95))
+
+
+def _nsd(pair: Pair) -> float:
+    """Share of the surface pixels of both masks within the tolerance of the other's surface."""
+    if pair.tolerance is None:
+        return math.nan
+    return 0.0 if pair.distances is None else float(np.mean(pair.distances <= pair.tolerance))
+
+
+def _sensitivity(pair: Pair) -> float:
+    return ratio(pair.common, pair.wanted)
+
+
+def _precision(pair: Pair) -> float:
+    return ratio(pair.common, pair.predicted)
+
+
+def _false_positive_area(pair: Pair) -> float:
+    return math.nan if pair.wanted else float(pair.predicted)
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A row of `METRICS`.
+
+    Attributes:
+      compute: of a `Pair` whose masks are not both empty; NaN where it is undefined.
+      title: for people, without the unit.
+      unit: '' for shares.
+      higher_is_better: direction.
+      digits: after the point, in tables.
+    """
+
+    compute: Callable[[Pair], float]
+    title: str
+    unit: str = ""
+    higher_is_better: bool = True
+    digits: int = 3
+
+    @property
+    def heading(self) -> str:
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
+
+METRICS = {
+    "dice": Metric(_dice, "Dice"),
+    "jaccard": Metric(_jaccard, "Jaccard"),
+    "hd95": Metric(_hd95, "HD95", "px", higher_is_better=False, digits=1),
+    "nsd": Metric(_nsd, "NSD"),
+    "sensitivity": Metric(_sensitivity, "sensitivity"),
+    "precision": Metric(_precision, "precision"),
+    "false_positive_area": Metric(
+        _false_positive_area, "false-alarm area", "px", higher_is_better=False, digits=0
+    ),
+}
 
 
 def case_metrics(
@@ -47,13 +173,13 @@ def case_metrics(
       num_classes: including the background, whose id is 0.
       spacing: size of a pixel along each axis, or one number for all; distances are then in its
         unit (mm), otherwise in pixels.
-      tolerance: if given, also the normalised surface Dice (`nsd`), the share of surface pixels of
-        both masks within this distance of the other's surface, in the unit of `spacing`.
+      tolerance: of `nsd`, the normalised surface Dice, in the unit of `spacing`; without it `nsd`
+        is left out.
 
     Returns:
       One row for each class from 1: `class_id`, `status` ('ok', 'both_empty', 'reference_empty' or
-      'prediction_empty'), the metrics in [0, 1], `hd95` >= 0, and in pixels `reference_size`,
-      `prediction_size`, `intersection` and `false_positive_area`.
+      'prediction_empty'), the `METRICS`, and in pixels `reference_size`, `prediction_size` and
+      `intersection`.
 
     Raises:
       ValueError: shapes differ, or an id lies outside 0 ... num_classes - 1.
@@ -69,9 +195,24 @@ def case_metrics(
             )
     steps = np.broadcast_to(np.asarray(1.0 if spacing is None else spacing, float), prediction.ndim)
     return [
-        {"class_id": k, **_binary_metrics(prediction == k, reference == k, steps, tolerance)}
+        {"class_id": k, **_measure(Pair(prediction == k, reference == k, steps, tolerance))}
         for k in range(1, num_classes)
     ]
+
+
+def _measure(pair: Pair) -> dict[str, Any]:
+    undefined = pair.status == "both_empty"
+    measured = {
+        name: math.nan if undefined else metric.compute(pair)
+        for name, metric in METRICS.items()
+        if name != "nsd" or pair.tolerance is not None
+    }
+    sizes = {
+        "reference_size": pair.wanted,
+        "prediction_size": pair.predicted,
+        "intersection": pair.common,
+    }
+    return {"status": pair.status, **measured, **sizes}
 
 
 def surface_distances(
@@ -97,39 +238,12 @@ def surface_distances(
     return to_b[surfaces[0]], to_a[surfaces[1]]
 
 
-def aggregate(
-    rows: Sequence[Mapping[str, Any]],
-    groups: Sequence[str] | None = None,
-    *,
-    seed: int = 0,
-    resamples: int = 5000,
-) -> dict[str, Any]:
-    """Summarises one class over cases.
-
-    Args:
-      rows: one of `case_metrics` per case, all of the same class.
-      groups: patient of each case. Whole groups are then drawn in the bootstrap, because cases of
-        one patient resemble each other; a case with the group '' is a group of its own.
-      seed: of the bootstrap.
-      resamples: of the bootstrap.
-
-    Returns:
-      `num_cases`; counts of `both_empty`, `reference_empty` and `prediction_empty`; `pooled_dice`;
-      and for each metric a dict of `mean`, `sd`, `median`, `n`, `n_nan` and `ci95`, a pair. What
-      cannot be computed is NaN.
-    """
-    summary: dict[str, Any] = {"num_cases": len(rows)}
-    for status in ("both_empty", "reference_empty", "prediction_empty"):
-        summary[status] = sum(row.get("status") == status for row in rows)
-    if all("intersection" in row for row in rows):
-        sizes = sum(row["reference_size"] + row["prediction_size"] for row in rows)
-        overlap = sum(row["intersection"] for row in rows)
-        summary["pooled_dice"] = _ratio(2.0 * overlap, sizes)
-    for metric in METRICS:
-        if rows and metric in rows[0]:
-            values = np.array([row[metric] for row in rows], float)
-            summary[metric] = _summarise(values, groups, seed, resamples)
-    return summary
+def rows_by_case(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Rows with a `case`, one per class, by that case."""
+    by_case: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_case.setdefault(str(row["case"]), []).append(row)
+    return by_case
 
 
 def mean_over_classes(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -143,159 +257,48 @@ def mean_over_classes(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return combined
 
 
-def bootstrap_interval(
-    values: Sequence[float],
-    groups: Sequence[str] | None = None,
-    *,
-    seed: int = 0,
-    resamples: int = 5000,
-) -> tuple[float, float]:
-    """95 % bootstrap interval (BCa) of the mean.
+def mean_dice(cases: Sequence[Sequence[Mapping[str, Any]]]) -> float:
+    """The number that chooses a checkpoint, by the same rule as the tests: see `CONVENTION`.
 
     Args:
-      values: finite, one per case.
-      groups: as in `aggregate`; the mean is over the cases of the groups drawn.
-      seed: same seed, same interval.
-      resamples: number of draws.
+      cases: what `case_metrics` returned, of every case.
 
     Returns:
-      Lower and upper end; NaN with fewer than two cases or groups.
-
-    B. Efron, "Better bootstrap confidence intervals", JASA 82, 1987.
+      Mean Dice in [0, 1] over the cases that have one (of each, the mean over its classes); NaN if
+      none has, because every mask is empty and nothing was predicted.
     """
-    values = np.asarray(values, float)
-    names = [group or f"\0{i}" for i, group in enumerate(groups or [""] * len(values))]
-    _, member = np.unique(names, return_inverse=True)
-    counts = np.bincount(member).astype(float) if len(values) else np.zeros(0)
-    if len(counts) < 2:
-        return math.nan, math.nan
-    sums = np.bincount(member, weights=values)
-    means = sums / counts
-    if np.ptp(means) <= 1e-12 * max(1.0, np.abs(means).max()):
-        return float(means.mean()), float(means.mean())  # nothing varies: BCa would divide by 0
-
-    def mean(sums, counts, axis):
-        return np.sum(sums, axis=axis) / np.sum(counts, axis=axis)
-
-    interval = stats.bootstrap(
-        (sums, counts),
-        mean,
-        paired=True,
-        vectorized=True,
-        n_resamples=resamples,
-        batch=500,
-        method="BCa",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
+    values = [mean_over_classes(rows)["dice"] for rows in cases]
+    values = [value for value in values if not math.isnan(value)]
+    return float(np.mean(values)) if values else math.nan
 
 
-def summarise_seeds(values: Sequence[float]) -> dict[str, Any]:
-    """Mean over training seeds with a 95 % interval from Student's t.
+def calibration_counts(probability: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Sorts pixels by predicted probability; add the counts of several cases to pool them.
 
     Args:
-      values: one number per seed, for example the mean Dice of a run.
+      probability: of one class, in [0, 1], any shape.
+      target: whether the pixel is of that class, the same shape.
 
     Returns:
-      `mean`, `sd` (n - 1), `n`, `ci95`; sd and interval are NaN for a single seed.
+      float64 `[3, CALIBRATION_BINS]`: of every bin of probability the number of pixels, the sum of
+      their probabilities, and how many are of the class.
     """
-    values = np.asarray(values, float)
-    n = len(values)
-    mean = float(values.mean()) if n else math.nan
-    if n < 2:
-        return {"mean": mean, "sd": math.nan, "n": n, "ci95": (math.nan, math.nan)}
-    sd = float(values.std(ddof=1))
-    half = float(stats.t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
-    return {"mean": mean, "sd": sd, "n": n, "ci95": (mean - half, mean + half)}
+    p = np.asarray(probability, np.float64).ravel()
+    index = np.minimum((p * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+    weights = (None, p, np.asarray(target, np.float64).ravel())
+    return np.stack([np.bincount(index, w, CALIBRATION_BINS) for w in weights])
 
 
-def paired_difference(
-    a_by_case: Mapping[str, float],
-    b_by_case: Mapping[str, float],
-    groups: Mapping[str, str] | None = None,
-    *,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Compares two methods case by case: a - b.
+def expected_calibration_error(counts: np.ndarray) -> float:
+    """`sum_b n_b / n |mean probability_b - frequency_b|`, in [0, 1]; NaN without pixels.
 
     Args:
-      a_by_case: value of a metric by case id; average over seeds first if there are several.
-      b_by_case: the same of the other method.
-      groups: patient by case id, for the bootstrap as in `aggregate`. The rank test takes all
-        cases for independent.
-      seed: of the bootstrap.
-
-    Returns:
-      `mean`, `median`, `ci95` (bootstrap, of the mean), `p_wilcoxon` (signed-rank, two-sided; 1 if
-      no case differs), `n`, and `n_left_out`: cases that only one side has or where a value is NaN.
+      counts: of `calibration_counts`.
     """
-    ids = sorted(set(a_by_case) & set(b_by_case))
-    pairs = [(i, float(a_by_case[i]) - float(b_by_case[i])) for i in ids]
-    kept = [(i, d) for i, d in pairs if math.isfinite(d)]
-    differences = np.array([d for _, d in kept], float)
-    names = [groups.get(i, "") for i, _ in kept] if groups else None
-    n = len(differences)
-    p_value = math.nan
-    if n:
-        p_value = float(stats.wilcoxon(differences).pvalue) if np.any(differences) else 1.0
-    return {
-        "mean": float(differences.mean()) if n else math.nan,
-        "median": float(np.median(differences)) if n else math.nan,
-        "ci95": bootstrap_interval(differences, names, seed=seed),
-        "p_wilcoxon": p_value,
-        "n": n,
-        "n_left_out": len(set(a_by_case) | set(b_by_case)) - n,
-    }
+    number, probability, hits = counts
+    return ratio(float(np.abs(probability - hits).sum()), float(number.sum()))
 
 
-def _binary_metrics(prediction, reference, spacing, tolerance) -> dict[str, Any]:
-    predicted, wanted = int(prediction.sum()), int(reference.sum())
-    common = int((prediction & reference).sum())
-    row = {
-        "status": "ok",
-        "dice": _ratio(2.0 * common, predicted + wanted),
-        "jaccard": _ratio(common, predicted + wanted - common),
-        "hd95": math.nan,
-        "sensitivity": _ratio(common, wanted),
-        "precision": _ratio(common, predicted),
-        "reference_size": wanted,
-        "prediction_size": predicted,
-        "intersection": common,
-        "false_positive_area": math.nan,
-    }
-    if tolerance is not None:
-        row["nsd"] = math.nan
-    if not predicted and not wanted:
-        row["status"] = "both_empty"
-    elif not predicted or not wanted:
-        row["status"] = "prediction_empty" if wanted else "reference_empty"
-        row["hd95"] = float(np.linalg.norm(np.array(prediction.shape) * spacing))
-        if not wanted:
-            row["false_positive_area"] = float(predicted)
-        if tolerance is not None:
-            row["nsd"] = 0.0
-    else:
-        distances = np.concatenate(surface_distances(prediction, reference, spacing))
-        row["hd95"] = float(np.percentile(distances, 95))
-        if tolerance is not None:
-            row["nsd"] = float(np.mean(distances <= tolerance))
-    return row
-
-
-def _ratio(numerator: float, denominator: float) -> float:
+def ratio(numerator: float, denominator: float) -> float:
+    """NaN where the denominator is 0."""
     return numerator / denominator if denominator else math.nan
-
-
-def _summarise(values, groups, seed, resamples) -> dict[str, Any]:
-    defined = np.isfinite(values)
-    kept = values[defined]
-    names = None if groups is None else [g for g, d in zip(groups, defined, strict=True) if d]
-    n = len(kept)
-    return {
-        "mean": float(kept.mean()) if n else math.nan,
-        "sd": float(kept.std(ddof=1)) if n > 1 else math.nan,
-        "median": float(np.median(kept)) if n else math.nan,
-        "n": n,
-        "n_nan": int(len(values) - n),
-        "ci95": bootstrap_interval(kept, names, seed=seed, resamples=resamples),
-    }

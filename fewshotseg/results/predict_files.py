@@ -3,7 +3,6 @@
 import collections
 import csv
 import dataclasses
-import io
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -11,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from fewshotseg import figures
-from fewshotseg.data import canvas
-from fewshotseg.data import image_files as transforms
+from fewshotseg import figures, files
+from fewshotseg.data import canvas, image_files
 from fewshotseg.data.sources import pairing
 from fewshotseg.errors import InputError
+from fewshotseg.results.predictor import Predictor, PredictProbabilities, segment_images
 
-PredictProbabilities = Callable[[np.ndarray], np.ndarray]
 _TABLE = "areas.csv"
 _COLUMNS = (
     "file",
@@ -33,76 +31,13 @@ _COLUMNS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Predictor:
-    """A trained segmenter and all that is needed to use it on new images.
-
-    Attributes:
-      predict_probabilities: float32 `[B, S, S, C]` in [-1, 1] to `[B, S, S, K]` in [0, 1]; K is 1
-        (foreground) for one class, else number of classes + 1, background first.
-      image_size: S, or (height, width), in pixels.
-      channels: C, 1 or 3.
-      class_names: the foreground classes, with ids 1, 2, ...
-      threshold: probability from which a pixel is foreground; only for K = 1.
-      source: where the weights came from, for people to read.
-    """
-
-    predict_probabilities: PredictProbabilities
-    image_size: canvas.Size
-    channels: int
-    class_names: tuple[str, ...]
-    threshold: float
-    source: str
-
-
-def segment_images(
-    predictor: Predictor, images: Sequence[np.ndarray], names: Sequence[str], batch_size: int
-) -> list[np.ndarray]:
-    """Predicts masks at the original size of each image.
-
-    The network always sees `batch_size` images, so that it is compiled for one shape only; the
-    last batch is filled up with copies whose results are dropped.
-
-    Args:
-      predictor: a trained model.
-      images: uint8 `[H, W, C]`, C is 1 or 3, sizes may differ.
-      names: of the images, for messages.
-      batch_size: of the network.
-
-    Returns:
-      uint8 `[H, W]` class ids, one per image.
-
-    Raises:
-      InputError: a probability is not finite; the message names the image.
-      ValueError: the network returned another shape than `Predictor` describes.
-    """
-    masks = []
-    for start in range(0, len(images), batch_size):
-        chunk = images[start : start + batch_size]
-        batch = np.stack(
-            [canvas.to_network_image(i, predictor.image_size, predictor.channels) for i in chunk]
-        )
-        missing = batch_size - len(chunk)
-        batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-        probabilities = np.asarray(predictor.predict_probabilities(batch), np.float32)
-        _check_shape(probabilities.shape, batch.shape, len(predictor.class_names))
-        for j, image in enumerate(chunk):
-            if not np.isfinite(probabilities[j]).all():
-                raise InputError(
-                    f"{names[start + j]}: the model predicts NaN or infinite values for this image."
-                    " Its training has probably diverged: train again with a lower learning rate."
-                )
-            restored = canvas.restore_probabilities(probabilities[j], image.shape[:2])
-            masks.append(canvas.probabilities_to_mask(restored, predictor.threshold))
-    return masks
-
-
 def predict_files(
     predictor: Predictor,
     input_path: str | pathlib.Path,
     output_dir: str | pathlib.Path,
     *,
     batch_size: int,
+    overlays: bool = True,
     log: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
     """Segments an image file, or all image files in a folder and its subfolders.
@@ -110,19 +45,22 @@ def predict_files(
     Writes, under `output_dir`:
       masks/NAME.png: at the input's size; 0 and 255 for one class, class ids for several. Where two
         inputs differ in their extension only, NAME keeps it: `a.jpg.png`, `a.tif.png`.
-      overlays/NAME.png: the outlines on the image, for looking at; large images are shrunk.
+      overlays/NAME.png, if wanted: the outlines on the image, for looking at and not for measuring;
+        large images are shrunk.
       areas.csv: a row per file and class, with the area in pixels, the share of the image, and the
         seconds spent on the file (reading, its part of the network's time, writing).
 
     Predicting again into the same folder replaces the masks and rows of the same files and keeps
     the others. A file that cannot be read gets a row whose `error` says why, and the others are
-    done all the same: see `raise_if_failed`. Nothing is written into the input folder.
+    done all the same; what the header of a file tells is said before the network is compiled.
+    Nothing is written into the input folder.
 
     Args:
       predictor: a trained model.
       input_path: a file or a folder.
       output_dir: made if missing.
       batch_size: most images for the network at a time.
+      overlays: whether to draw them; most of the time of a small image is spent on that.
       log: receives lines for people: what is left out, and images per second.
 
     Returns:
@@ -132,54 +70,42 @@ def predict_files(
       InputError: no input there, an output folder that is in the input folder or that holds masks
         from elsewhere, a full disk, or a prediction that is not finite.
     """
-    files, root = _list_files(pathlib.Path(input_path), log)
+    paths, root = _list_files(pathlib.Path(input_path), log)
     output_dir = pathlib.Path(output_dir)
     earlier = _open_output(output_dir, root, is_folder=pathlib.Path(input_path).is_dir())
-    batch_size = max(1, min(batch_size, len(files)))
+    keys = [path.relative_to(root).as_posix() for path in paths]
+    rows = _unreadable(paths, keys, log)
+    broken = {row["file"] for row in rows}
+    good = [(p, k) for p, k in zip(paths, keys, strict=True) if k not in broken]
+    batch_size = max(1, min(batch_size, len(good)))
     network = _Timed(predictor.predict_probabilities)
     timed = dataclasses.replace(predictor, predict_probabilities=network)
-    size = canvas.as_size(predictor.image_size)
-    network(np.zeros((batch_size, *size, predictor.channels), np.float32))
+    if good:
+        size = canvas.as_size(predictor.image_size)
+        network(np.zeros((batch_size, *size, predictor.channels), np.float32))
     compile_seconds, network.seconds = network.seconds, 0.0
-    started, rows = time.perf_counter(), []
-    keys = [path.relative_to(root).as_posix() for path in files]
+    started = time.perf_counter()
     targets = _target_names(keys, earlier)
     again = len(set(keys) & {row["file"] for row in earlier})
     if again:
         log(f"{again} file(s) were predicted into {output_dir} before; their masks are replaced.")
     try:
-        for start in range(0, len(files), batch_size):
-            part = slice(start, start + batch_size)
-            rows += _predict_batch(timed, files[part], keys[part], targets, output_dir, batch_size)
+        for start in range(0, len(good), batch_size):
+            part = good[start : start + batch_size]
+            rows += _predict_batch(timed, part, targets, output_dir, batch_size, overlays)
     finally:  # an interrupted run still accounts for the masks that it wrote
         new = {row["file"] for row in rows}
-        _write_table(output_dir, [r for r in earlier if r["file"] not in new] + rows)
+        kept = [row for row in earlier if row["file"] not in new]
+        files.write_rows(output_dir / _TABLE, kept + rows, _COLUMNS)
     done = len({row["file"] for row in rows if not row["error"]})
     total = max(time.perf_counter() - started, 1e-9)
     log(
-        f"{done} of {len(files)} images in {total:.2f} s: {done / total:.1f} images per second "
+        f"{done} of {len(paths)} images in {total:.2f} s: {done / total:.1f} images per second "
         f"with reading and writing, {done / max(network.seconds, 1e-9):.1f} in the network alone "
         f"(first call with compilation, {compile_seconds:.2f} s, not counted). "
         + ("Masks hold 0 and 255." if len(predictor.class_names) == 1 else "Masks hold class ids.")
     )
     return rows
-
-
-def raise_if_failed(rows: Sequence[dict[str, Any]]) -> None:
-    """Ends a command line run with an error if a file could not be read.
-
-    Raises:
-      InputError: names the files, the first reason, and how many are done.
-    """
-    failed = [row for row in rows if row["error"]]
-    if failed:
-        done = len({row["file"] for row in rows}) - len(failed)
-        raise InputError(
-            f"{len(failed)} file(s) could not be segmented, the other {done} are done: "
-            + ", ".join(row["file"] for row in failed[:5])
-            + (", ..." if len(failed) > 5 else "")
-            + f". The first reason: {failed[0]['error']} See the column 'error' of {_TABLE}."
-        )
 
 
 class _Timed:
@@ -195,12 +121,6 @@ class _Timed:
         return probabilities
 
 
-def _check_shape(found, wanted, num_foreground: int) -> None:
-    allowed = (1, 2) if num_foreground == 1 else (num_foreground + 1,)
-    if found[:-1] != wanted[:-1] or found[-1] not in allowed:
-        raise ValueError(f"network returned {found} for {wanted} and {num_foreground} class(es)")
-
-
 def _list_files(input_path: pathlib.Path, log) -> tuple[list[pathlib.Path], pathlib.Path]:
     """Files to segment, and the folder that their names are relative to."""
     if input_path.is_file():
@@ -212,9 +132,9 @@ def _list_files(input_path: pathlib.Path, log) -> tuple[list[pathlib.Path], path
         if not path.is_file():
             continue
         hidden = any(part.startswith(".") for part in path.relative_to(input_path).parts)
-        known = transforms.extension_of(path) in transforms.EXTENSIONS
+        known = image_files.extension_of(path) in image_files.EXTENSIONS
         # A format that we do not read gets an error row: it is an image that would be missed.
-        wanted = not hidden and (known or transforms.unsupported_hint(path))
+        wanted = not hidden and (known or image_files.unsupported_hint(path))
         (files if wanted else others).append(path)
     stems = {path.with_suffix("") for path in files}
     masks = [path for path in files if pairing.is_mask_of(path, stems)]
@@ -224,7 +144,7 @@ def _list_files(input_path: pathlib.Path, log) -> tuple[list[pathlib.Path], path
     if not files:
         raise InputError(
             f"{input_path}: there are no images in this folder "
-            f"({', '.join(transforms.EXTENSIONS)}). Check --input."
+            f"({', '.join(image_files.EXTENSIONS)}). Check --input."
         )
     if others:
         names = ", ".join(path.name for path in others[:5]) + (", ..." if len(others) > 5 else "")
@@ -253,7 +173,7 @@ def _open_output(output_dir: pathlib.Path, root: pathlib.Path, *, is_folder: boo
             f"{output_dir}: has masks or overlays that were not written by a prediction (there is "
             f"no {_TABLE} beside them). Choose another --output, so that nothing is overwritten."
         )
-    _write_table(output_dir, earlier)
+    files.write_rows(output_dir / _TABLE, earlier, _COLUMNS)
     return earlier
 
 
@@ -276,29 +196,48 @@ def _stem(key: str) -> str:
     return key[: len(key) - len(pathlib.PurePosixPath(key).suffix)]
 
 
-def _predict_batch(predictor, files, keys, targets, output_dir, batch_size) -> list[dict[str, Any]]:
-    """Reads, segments and writes at most one batch."""
+def _unreadable(paths, keys, log) -> list[dict[str, Any]]:
+    """Rows of the files whose header already says that they cannot be read."""
+    rows = []
+    for path, key in zip(paths, keys, strict=True):
+        try:
+            image_files.read_size(path)
+        except InputError as error:
+            rows.append(_error_row(key, error))
+    if rows:
+        names = ", ".join(row["file"] for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
+        log(f"{len(rows)} of {len(keys)} files cannot be read: {names}. {rows[0]['error']}")
+    return rows
+
+
+def _error_row(key: str, error: InputError) -> dict[str, Any]:
+    return {**dict.fromkeys(_COLUMNS, ""), "file": key, "error": str(error)}
+
+
+def _predict_batch(predictor, part, targets, output_dir, batch_size, overlays):
+    """Reads, segments and writes at most one batch of (path, key); returns rows of the table."""
     images, notes, seconds, errors = {}, {}, {}, {}
-    for path, key in zip(files, keys, strict=True):
+    for path, key in part:
         started = time.perf_counter()
         try:
-            images[key], notes[key] = transforms.read_image(path)
+            images[key], notes[key] = image_files.read_image(path)
         except InputError as error:
-            errors[key] = str(error)
+            errors[key] = error
         seconds[key] = time.perf_counter() - started
     started = time.perf_counter()
     masks = segment_images(predictor, list(images.values()), list(images), batch_size)
     share = (time.perf_counter() - started) / max(1, len(images))
     by_key = dict(zip(images, masks, strict=True))
     rows = []
-    for key in keys:
+    for _, key in part:
         if key in errors:
-            rows.append({**dict.fromkeys(_COLUMNS, ""), "file": key, "error": errors[key]})
+            rows.append(_error_row(key, errors[key]))
             continue
         started, mask = time.perf_counter(), by_key[key]
         scale = 255 if len(predictor.class_names) == 1 else 1
         figures.save_image(mask * np.uint8(scale), output_dir / "masks" / targets[key])
-        figures.save_overlay(images[key], mask, output_dir / "overlays" / targets[key])
+        if overlays:
+            figures.save_overlay(images[key], mask, output_dir / "overlays" / targets[key])
         spent = seconds[key] + share + time.perf_counter() - started
         rows += _area_rows(key, mask, predictor.class_names, spent, targets[key], notes[key])
     return rows
@@ -321,11 +260,3 @@ def _area_rows(key, mask, class_names, seconds, target, notes) -> list[dict[str,
         )
         rows.append(dict(zip(_COLUMNS, values, strict=True)))
     return rows
-
-
-def _write_table(output_dir: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
-    buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, _COLUMNS)
-    writer.writeheader()
-    writer.writerows(rows)
-    figures.write_atomically(output_dir / _TABLE, buffer.getvalue().encode())

@@ -1,63 +1,123 @@
-"""The trained models of a run: load one to predict with, or measure them on test sets."""
+"""A trained model of a run folder, ready to segment arrays: loaded once, compiled once per size."""
 
+import dataclasses
 import functools
-import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from fewshotseg import errors
 from fewshotseg.data import canvas
-from fewshotseg.data.cases import Data
+from fewshotseg.errors import InputError
 from fewshotseg.methods import METHODS
 from fewshotseg.models import factory
-from fewshotseg.results import baselines, evaluate
-from fewshotseg.results.predict_files import Predictor
+from fewshotseg.results.choice import predicting_method
 from fewshotseg.runs import checkpoint
-from fewshotseg.runs import folder as run_files
-from fewshotseg.runs import log as summaries
+from fewshotseg.runs import folder as run_folder
+
+PredictProbabilities = Callable[[np.ndarray], np.ndarray]
 
 
-def load_predictor(folder: str | pathlib.Path) -> Predictor:
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """A trained segmenter and all that is needed to use it on new images.
+
+    Attributes:
+      predict_probabilities: float32 `[B, S, S, C]` in [-1, 1] to `[B, S, S, K]` in [0, 1]; K is 1
+        (foreground) for one class, else number of classes + 1, background first.
+      image_size: S, or (height, width), in pixels.
+      channels: C, 1 or 3.
+      class_names: the foreground classes, with ids 1, 2, ...
+      threshold: probability from which a pixel is foreground; only for K = 1.
+      source: where the weights came from, for people to read.
+    """
+
+    predict_probabilities: PredictProbabilities
+    image_size: canvas.Size
+    channels: int
+    class_names: tuple[str, ...]
+    threshold: float
+    source: str
+
+
+def load_predictor(folder: str | pathlib.Path, method: str = "") -> Predictor:
     """The model of a run folder, without its training data.
 
     Args:
-      folder: of a run, then the method with the best validation Dice is taken; or of one method in it.
+      folder: of a run, then `choice.predicting_method` says which method; or of one method in it.
+      method: in place of the `predict.method` that the run was trained with.
 
     Raises:
-      InputError: nothing has been trained there.
+      InputError: nothing has been trained there, or not that method.
     """
     folder = pathlib.Path(folder)
     root = folder.parent if (folder / "checkpoints").is_dir() else folder
-    config = ConfigDict(run_files.read_config(root))
-    folders = _trained_folders(root) if root == folder else [folder]
-    models = [(checkpoint.load_model(f / "checkpoints")[0], f.name) for f in folders]
-    best, method = max(models, key=lambda model: float(model[0]["dice"]))
-    class_names = tuple(run_files.read_class_names(root))
-    segment = create_segment(config, len(class_names) + 1)
-    return Predictor(
-        predict_probabilities=functools.partial(segment, best["players"]["segmenter"]),
-        image_size=config.data.image_size,
-        channels=config.data.channels,
-        class_names=class_names,
-        threshold=config.evaluate.threshold,
-        source=(
-            f"{method} of {root}, step {int(best['step'])}, "
-            f"validation Dice {float(best['dice']):.3f}"
-        ),
+    config = run_folder.read_config(root)
+    if root == folder:
+        named = method or config.get("predict", {}).get("method", "")
+        try:
+            method, why = predicting_method(named, config["methods"], trained_methods(root))
+        except InputError as error:
+            raise InputError(f"{root}: {error}") from error
+    elif method and method != folder.name:
+        raise InputError(f"{folder} is not the folder of {method}: give --workdir={root}.")
+    else:
+        method, why = folder.name, "its folder is the --workdir"
+    weights, origin = trained_weights(root / method)
+    return create_predictor(
+        config, weights, run_folder.read_class_names(root), f"{method} of {root} ({why}), {origin}"
     )
 
 
-def create_segment(config, num_classes: int) -> Callable[[Any, np.ndarray], np.ndarray]:
+def trained_weights(folder: pathlib.Path) -> tuple[Any, str]:
+    """The weights that predict, of the checkpoints of one method, and what they are.
+
+    Raises:
+      InputError: there is no complete checkpoint.
+    """
+    model, _ = checkpoint.load_model(folder / "checkpoints")
+    origin = f"step {int(model['step'])}, validation Dice {float(model['dice']):.3f}"
+    return model["players"]["segmenter"], origin
+
+
+def trained_methods(root: pathlib.Path) -> list[str]:
+    """The methods with a complete checkpoint; a killed run may have other folders too."""
+    return [m for m in METHODS if checkpoint.has_checkpoint(root / m / "checkpoints")]
+
+
+def create_predictor(
+    config: Mapping[str, Any], weights: Any, class_names: Sequence[str], source: str
+) -> Predictor:
+    """A predictor of weights in memory.
+
+    Args:
+      config: of the run, nested mappings.
+      weights: of the segmenter.
+      class_names: the foreground classes.
+      source: see `Predictor`.
+    """
+    segment = create_segment(config, len(class_names) + 1)
+    return Predictor(
+        predict_probabilities=functools.partial(segment, weights),
+        image_size=config["data"]["image_size"],
+        channels=config["data"]["channels"],
+        class_names=tuple(class_names),
+        threshold=config["evaluate"]["threshold"],
+        source=source,
+    )
+
+
+def create_segment(
+    config: Mapping[str, Any], num_classes: int
+) -> Callable[[Any, np.ndarray], np.ndarray]:
     """`(params, images) -> probabilities` of the segmenter of a configuration, compiled."""
-    size, name = config.data.image_size, config.segmenter.name
-    spec = factory.Spec(num_classes, canvas.as_size(size), config.data.channels)
-    fields = config.segmenter[name].to_dict()
-    return compile_segmenter(factory.create_segmenter(name, fields, spec).apply)
+    size = canvas.as_size(config["data"]["image_size"])
+    spec = factory.Spec(num_classes, size, config["data"]["channels"])
+    name = config["segmenter"]["name"]
+    network = factory.create_segmenter(name, config["segmenter"][name], spec)
+    return compile_segmenter(network.apply)
 
 
 def compile_segmenter(apply: Callable) -> Callable[[Any, np.ndarray], np.ndarray]:
@@ -75,70 +135,58 @@ def compile_segmenter(apply: Callable) -> Callable[[Any, np.ndarray], np.ndarray
     return lambda params, images: np.asarray(probabilities(params, images))
 
 
-def evaluate_model(config, data: Data, folder: pathlib.Path, best) -> None:
-    """Measures one trained model on every test set of `data`; results go to FOLDER/evaluation."""
-    segment = create_segment(config, data.num_classes)
-    for name, (source, ids) in data.test_sets.items():
-        bar = summaries.progress_bar(f"{folder.name} on {name}", len(ids), 0, unit="case")
+def segment_images(
+    predictor: Predictor, images: Sequence[np.ndarray], names: Sequence[str], batch_size: int
+) -> list[np.ndarray]:
+    """Predicts masks at the original size of each image: uint8 `[H, W]` class ids, one per image.
 
-        def progress(done, total, bar=bar):
-            bar.update(done - bar.n)
-
-        evaluate.evaluate(
-            functools.partial(segment, best["players"]["segmenter"]),
-            source,
-            ids,
-            folder / "evaluation" / name,
-            image_size=config.data.image_size,
-            channels=config.data.channels,
-            class_names=data.source.class_names,
-            threshold=config.evaluate.threshold,
-            batch_size=config.evaluate.batch_size,
-            progress=progress,
-        )
-        bar.close()
+    Arguments and errors as for `probabilities_of`.
+    """
+    return [
+        canvas.probabilities_to_mask(probabilities, predictor.threshold)
+        for probabilities in probabilities_of(predictor, images, names, batch_size)
+    ]
 
 
-def _trained_folders(root: pathlib.Path) -> list[pathlib.Path]:
-    """Folders of the methods that have a complete checkpoint; a killed run may have others too."""
-    folders = [root / m for m in METHODS if checkpoint.has_checkpoint(root / m / "checkpoints")]
-    if not folders:
-        raise errors.InputError(f"{root} has no trained model yet: run --mode=train first.")
-    return folders
+def probabilities_of(
+    predictor: Predictor, images: Sequence[np.ndarray], names: Sequence[str], batch_size: int
+) -> Iterator[np.ndarray]:
+    """Predicts probabilities at the original size of each image, one image after the other.
 
-
-def is_evaluated(folder: pathlib.Path, data: Data) -> bool:
-    """Whether every test set has its summary, written last."""
-    return all((folder / "evaluation" / name / "summary.json").exists() for name in data.test_sets)
-
-
-def evaluate_run(config, workdir: str | pathlib.Path, create_data: Callable[[Any], Data]) -> None:
-    """Evaluates every trained method of a run again, on the test sets of `config`.
+    The network always sees `batch_size` images, so that it is compiled for one shape only; the
+    last batch is filled up with copies whose results are dropped.
 
     Args:
-      config: of the run.
-      workdir: its folder.
-      create_data: the cases of a configuration.
+      predictor: a trained model.
+      images: uint8 `[H, W, C]`, C is 1 or 3, sizes may differ.
+      names: of the images, for messages.
+      batch_size: of the network.
+
+    Yields:
+      float32 `[H, W, K]` in [0, 1].
 
     Raises:
-      InputError: nothing has been trained there.
+      InputError: a probability is not finite; the message names the image.
+      ValueError: the network returned another shape than `Predictor` describes.
     """
-    workdir = pathlib.Path(workdir)
-    run_files.read_config(workdir)
-    run_files.check_same(config, workdir)
-    folders = _trained_folders(workdir)
-    data = create_data(config)
-    for folder in folders:
-        best, _ = checkpoint.load_model(folder / "checkpoints")
-        evaluate_model(config, data, folder, best)
+    size, channels = predictor.image_size, predictor.channels
+    for start in range(0, len(images), batch_size):
+        chunk = images[start : start + batch_size]
+        batch = np.stack([canvas.to_network_image(i, size, channels) for i in chunk])
+        missing = batch_size - len(chunk)
+        batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
+        probabilities = np.asarray(predictor.predict_probabilities(batch), np.float32)
+        _check_shape(probabilities.shape, batch.shape, len(predictor.class_names))
+        for j, image in enumerate(chunk):
+            if not np.isfinite(probabilities[j]).all():
+                raise InputError(
+                    f"{names[start + j]}: the model predicts NaN or infinite values for this image."
+                    " Its training has probably diverged: train again with a lower learning rate."
+                )
+            yield canvas.restore_probabilities(probabilities[j], image.shape[:2])
 
 
-def threshold_baseline(data: Data, folder: pathlib.Path) -> None:
-    """Dice of the best single grey-value threshold of the training images, on every test set."""
-    train = [data.source.load(i) for i in data.split.train]
-    results = {}
-    for name, (source, ids) in data.test_sets.items():
-        _, _, dice = baselines.best_threshold_dice(train, [source.load(i) for i in ids])
-        results[name] = dice
-    run_files.write_json(results, folder / "threshold.json")
-    print("Best grey-value threshold:", json.dumps({k: round(v, 3) for k, v in results.items()}))
+def _check_shape(found, wanted, num_foreground: int) -> None:
+    allowed = (1, 2) if num_foreground == 1 else (num_foreground + 1,)
+    if found[:-1] != wanted[:-1] or found[-1] not in allowed:
+        raise ValueError(f"network returned {found} for {wanted} and {num_foreground} class(es)")

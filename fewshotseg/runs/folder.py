@@ -11,12 +11,14 @@ from typing import Any
 
 import jax
 
-from fewshotseg import errors
+from fewshotseg import errors, files
 from fewshotseg.methods import METHODS
 from fewshotseg.runs import checkpoint
 
 # Fields that may differ between commands on one workdir: they do not change what is trained.
-FREE_FIELDS = ("methods", "evaluate", "test_sets", "compilation_cache", "diagnose")
+FREE_FIELDS = (
+    "methods", "evaluate", "predict", "test_sets", "test_folders", "compilation_cache", "diagnose"
+)  # fmt: skip
 GROWS = "train.num_steps"  # may be larger than before: training goes on
 OPTIMIZERS = ("optim", "gan_optim", "outer_optim")
 PACKAGES = ("fewshotseg", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -34,8 +36,8 @@ def write(config, workdir: pathlib.Path) -> None:
     if is_trained(workdir):
         check_same(config, workdir, may_grow=True)
         _reopen(config, workdir)
-    write_json(json.loads(config.to_json()), workdir / "config.json")
-    write_json(environment(), workdir / "environment.json")
+    files.write_json(workdir / "config.json", json.loads(config.to_json()))
+    files.write_json(workdir / "environment.json", environment())
 
 
 def is_trained(workdir: pathlib.Path) -> bool:
@@ -88,7 +90,7 @@ def _reopen(config, workdir):
     )
     path = workdir / "continued.json"
     history = json.loads(path.read_text()) if path.exists() else []
-    write_json([*history, {"from": before, "to": now}], path)
+    files.write_json(path, [*history, {"from": before, "to": now}])
     for summary in workdir.glob("*/evaluation/*/summary.json"):  # written last: says "done"
         summary.unlink()
 
@@ -141,13 +143,6 @@ def read_class_names(workdir: pathlib.Path) -> list[str]:
         raise errors.InputError(f"{workdir} has no classes.json: train first.") from error
 
 
-def write_json(value: Any, path: pathlib.Path) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never half of one."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
-
-
 def environment() -> dict[str, Any]:
     """Versions, git revision and device."""
     versions = {}
@@ -169,9 +164,16 @@ def environment() -> dict[str, Any]:
 def device() -> str:
     """The devices training runs on, for people to read."""
     kind = jax.local_devices()[0].device_kind
-    cores = f" with {os.cpu_count()} cores" if jax.default_backend() == "cpu" else ""
+    cores = f" with {allowed_cores()} cores" if jax.default_backend() == "cpu" else ""
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return f"{jax.device_count()} x {kind}{cores}{processes}"
+
+
+def allowed_cores() -> int:
+    """Cores that this process may use; a batch system or taskset may allow fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _git_revision():

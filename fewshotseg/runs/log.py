@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import pathlib
 import sys
 import time
@@ -12,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import tqdm
+
+from fewshotseg import files
 
 
 class NoLog:
@@ -40,17 +41,14 @@ class Log:
     def __init__(self, path: pathlib.Path, stage: str, step: int = 0):
         self._stage = stage
         kept = [line for line in read_log(path) if line["step"] <= step] if step else []
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(temporary, path)
-        self._file = path.open("a")
+        files.write_text(path, "".join(files.as_json(line) + "\n" for line in kept))
+        self._path = path
         self._board = _tensorboard_writer(path.parent)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Numbers and nested lists of numbers; flushed at once."""
+        """Numbers and nested lists of numbers; on the disk at once."""
         values = {k: np.asarray(v).tolist() for k, v in values.items()}
-        self._file.write(json.dumps({"stage": self._stage, "step": step, **values}) + "\n")
-        self._file.flush()
+        files.append_line(self._path, {"stage": self._stage, "step": step, **values})
         if self._board:
             for key, value in values.items():
                 if isinstance(value, int | float) and math.isfinite(value):
@@ -62,7 +60,6 @@ class Log:
             self._board.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:
-        self._file.close()
         if self._board:
             self._board.close()
 

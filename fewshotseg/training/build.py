@@ -11,6 +11,7 @@ from fewshotseg.data import augment, batches, canvas, cases
 from fewshotseg.genseg import gan, levels, outer_variables, segmenter
 from fewshotseg.methods import METHODS, Method
 from fewshotseg.models import factory
+from fewshotseg.results import predictor
 from fewshotseg.training import build_data, devices, estimators, optimizers, stages
 
 
@@ -50,12 +51,12 @@ class Evaluation:
     """How trained models are measured.
 
     Attributes:
-      threshold: of the foreground probability, one class.
       batch_size: images at once.
+      nsd_tolerance: of the normalised surface Dice, share of the image's diagonal.
     """
 
-    threshold: float
     batch_size: int
+    nsd_tolerance: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +73,8 @@ class Experiment:
       training: method -> its stage, made when called.
       loop: intervals of the loop.
       evaluation: how models are measured.
+      threshold: probability from which a pixel is foreground, one class.
+      create_predictor: `(weights, *, source) -> Predictor`.
     """
 
     name: str
@@ -83,6 +86,8 @@ class Experiment:
     training: Callable[[str], stages.Stage]
     loop: Loop
     evaluation: Evaluation
+    threshold: float
+    create_predictor: Callable[..., predictor.Predictor]
 
 
 def create_spec(config, num_classes: int) -> factory.Spec:
@@ -296,5 +301,9 @@ def build(config) -> Experiment:
             checkpoint_every=config.checkpoint_every,
             select=config.train.select,
         ),
-        evaluation=Evaluation(config.evaluate.threshold, config.evaluate.batch_size),
+        evaluation=Evaluation(config.evaluate.batch_size, config.evaluate.nsd_tolerance),
+        threshold=config.evaluate.threshold,
+        create_predictor=functools.partial(
+            predictor.create_predictor, config.to_dict(), class_names=data.source.class_names
+        ),
     )

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fewshotseg import errors, figures
+from fewshotseg import errors, files
 from fewshotseg.methods import METHODS
 from fewshotseg.results.report import plots
 from fewshotseg.runs import checkpoint, folder, log
@@ -159,7 +159,7 @@ def compare_estimators(config, workdir: str | pathlib.Path) -> list[Row]:
             jax.clear_caches()
     bar.close()
     plot = plots.estimators([{**dataclasses.asdict(row), "estimator": row.label} for row in rows])
-    figures.write_atomically(workdir / "hypergradient" / "estimators.png", plot)
+    files.write_bytes(workdir / "hypergradient" / "estimators.png", plot)
     return rows
 
 
@@ -280,9 +280,9 @@ def _write(rows, output, where):
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(dataclasses.asdict(row) for row in rows)
-    figures.write_atomically(output / "estimators.csv", text.getvalue().encode())
+    files.write_bytes(output / "estimators.csv", text.getvalue().encode())
     page = f"`{folder.environment()['command']}`\n\n{where}\n\n{table(rows)}\n"
-    figures.write_atomically(output / "estimators.md", page.encode())
+    files.write_bytes(output / "estimators.md", page.encode())
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -119,6 +119,7 @@ BOUNDS: Mapping[str, Bound] = {
     "diagnose.draws": at_least(1),
     "diagnose.repeats": at_least(1),
     "*_every": at_least(1),
+    "evaluate.nsd_tolerance": above(0),
     "evaluate.threshold": between(0, 1, open_low=True, open_high=True),
 }
 
@@ -130,6 +131,7 @@ NUMBER_CHOICES: Mapping[str, tuple[int, ...]] = {
 CHOICES: Mapping[str, tuple[Any, ...]] = {
     **NUMBER_CHOICES,
     "methods": tuple(METHODS),
+    "predict.method": ("", *METHODS),
     "data.source": tuple(SOURCES),
     "test_sets.*.source": tuple(SOURCES),
     "*phantom.style": ("dermoscopy", "ultrasound"),

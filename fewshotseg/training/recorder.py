@@ -113,7 +113,8 @@ class Recorder:
             self.model = self._candidate(turn.state, -1.0, turn.step)
             return
         dice = validation_dice(self._experiment, self._stage.segment, _average(turn.state))
-        if self._experiment.loop.select == "last" or dice > float(self.model["dice"]):
+        # `not <=`: NaN, where all masks are empty and nothing was found, is no worse than anything.
+        if self._experiment.loop.select == "last" or not dice <= float(self.model["dice"]):
             self.model = self._candidate(turn.state, dice, turn.step)
         found = {"validation/dice": dice, "validation/model_dice": float(self.model["dice"])}
         self._progress.update(found)
@@ -183,18 +184,12 @@ class Recorder:
 def validation_dice(experiment: Experiment, segment: Callable, params: Any) -> float:
     """Mean Dice of some weights over the validation cases, at the size of the network."""
     images, masks = (experiment.data.validation[name] for name in ("image", "mask"))
-    threshold, classes = experiment.evaluation.threshold, experiment.data.num_classes
+    threshold, classes = experiment.threshold, experiment.data.num_classes
     rows = [
         metrics.case_metrics(canvas.probabilities_to_mask(p, threshold), m, classes)
         for p, m in zip(segment(params, images), masks, strict=True)
     ]
-    return float(np.mean([_dice(case) for case in rows]))
-
-
-def _dice(class_rows) -> float:
-    """Mean Dice over the classes of one case; 1 where there is nothing and nothing was found."""
-    values = [row["dice"] for row in class_rows]
-    return 1.0 if np.isnan(values).all() else float(np.nanmean(values))
+    return metrics.mean_dice(rows)
 
 
 def _average(state: TrainState):

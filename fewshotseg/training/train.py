@@ -1,21 +1,21 @@
 """Training and evaluating all methods of an experiment."""
 
+import dataclasses
 import pathlib
 
 import jax
 
-from fewshotseg import figures
+from fewshotseg import figures, files
 from fewshotseg.data import cases, check, split_files
 from fewshotseg.methods import METHODS
-from fewshotseg.results import predictor as trained
-from fewshotseg.runs import folder as run_files
+from fewshotseg.results import evaluate
 from fewshotseg.training import devices, loop, timing
 from fewshotseg.training.build import Experiment
 from fewshotseg.training.recorder import Recorder
 from fewshotseg.training.stages import Stage
 
 
-def train_and_evaluate(experiment: Experiment, config, workdir: pathlib.Path) -> None:
+def train_and_evaluate(experiment: Experiment, workdir: pathlib.Path) -> None:
     """Trains every method of an experiment and evaluates it on every test set.
 
     Methods that need no generator come first, so that there is soon a model that predicts. Killed at any
@@ -24,7 +24,6 @@ def train_and_evaluate(experiment: Experiment, config, workdir: pathlib.Path) ->
 
     Args:
       experiment: from `build.build`.
-      config: what it was built from, for the evaluation.
       workdir: of the run, which exists.
 
     Raises:
@@ -36,7 +35,7 @@ def train_and_evaluate(experiment: Experiment, config, workdir: pathlib.Path) ->
     players = None
     for name in sorted(experiment.methods, key=lambda name: METHODS[name].draws):
         folder = workdir / name
-        if trained.is_evaluated(folder, data):
+        if evaluate.is_evaluated(folder, data.test_sets):
             continue
         if METHODS[name].draws and players is None:
             stage = experiment.pretraining()
@@ -44,7 +43,9 @@ def train_and_evaluate(experiment: Experiment, config, workdir: pathlib.Path) ->
         stage = experiment.training(name)
         _, model = run_stage(experiment, stage, folder, players if METHODS[name].draws else None)
         if devices.is_main():
-            trained.evaluate_model(config, data, folder, model)
+            predictor = experiment.create_predictor(model["players"]["segmenter"], source=name)
+            settings = dataclasses.asdict(experiment.evaluation)
+            evaluate.evaluate_model(predictor, data.test_sets, folder, **settings)
         # Programs of finished methods are of no more use, and a process may only hold so many: the
         # 65,530 memory maps that Linux allows are used up after a few runs.
         jax.clear_caches()
@@ -96,8 +97,10 @@ def describe(data: cases.Data, workdir: pathlib.Path) -> None:
     print(check.describe(data), flush=True)
     tests = {name: ids for name, (_, ids) in data.test_sets.items()}
     split_files.write_split(workdir / "splits.json", data.split, tests)
-    run_files.write_json(list(data.source.class_names), workdir / "classes.json")
+    files.write_json(workdir / "classes.json", data.source.class_names)
     figures.contact_sheet(
         [data.source.load(i) for i in data.split.train], workdir / "contact_sheet.png"
     )
-    trained.threshold_baseline(data, workdir)
+    train = [data.source.load(i) for i in data.split.train]
+    found = evaluate.threshold_baseline(train, data.test_sets, workdir)
+    print("Best grey-value threshold, Dice:", {k: round(v, 3) for k, v in found.items()})

@@ -8,10 +8,12 @@ import pathlib
 import numpy as np
 import pytest
 
+from fewshotseg import files
 from fewshotseg.data import canvas
 from fewshotseg.errors import InputError
-from fewshotseg.results import metrics
-from fewshotseg.results.evaluate import _choose_examples, evaluate
+from fewshotseg.results import examples, metrics, statistics
+from fewshotseg.results.evaluate import evaluate, evaluate_model, threshold_baseline
+from fewshotseg.results.predictor import Predictor
 from fewshotseg.types import Case
 
 SIZE = 16
@@ -47,10 +49,9 @@ def _brightness(images):
 
 
 def _run(predict, source, folder, ids=None, **settings):
-    defaults = {"image_size": SIZE, "channels": 1, "class_names": source.class_names}
-    return evaluate(
-        predict, source, source.ids if ids is None else ids, folder, **{**defaults, **settings}
-    )
+    channels = settings.pop("channels", 1)
+    predictor = Predictor(predict, SIZE, channels, source.class_names, 0.5, "test")
+    return evaluate(predictor, source, source.ids if ids is None else ids, folder, **settings)
 
 
 def test_perfect_network(tmp_path):
@@ -176,11 +177,11 @@ def test_examples(tmp_path):
 
     summary = _run(full, source, tmp_path, batch_size=4)
     names = sorted(path.name for path in (tmp_path / "examples").iterdir())
-    assert len(names) == 12 and names == sorted(
+    assert len(names) == 5 + 4 + 4 and names == sorted(
         pathlib.Path(example["file"]).name for example in summary["examples"]
     )
     assert "worst_1_case_00.png" in names and "best_1_case_14.png" in names
-    assert "median_1_case_05.png" in names
+    assert "median_1_case_06.png" in names
     _run(full, source, tmp_path, ids=source.ids[:3])
     assert sorted(path.name for path in (tmp_path / "examples").iterdir()) == [
         "best_1_case_02.png",
@@ -192,7 +193,7 @@ def test_examples(tmp_path):
 @pytest.mark.parametrize("count", range(7))
 def test_no_example_twice(count):
     dice = {**{str(i): i / 10 for i in range(count)}, "undefined": math.nan}
-    ids = [case_id for _, case_id in _choose_examples(dice)]
+    ids = [case_id for _, case_id in examples.choose(dice)]
     assert len(ids) == len(set(ids)) and "undefined" not in ids
     assert len(ids) >= min(count, 3)
 
@@ -225,3 +226,90 @@ def test_filling_with_nan_does_not_count(tmp_path):
         return probabilities
 
     assert _run(nan_after_first, _Source([_square(8, 8)]), tmp_path)["num_cases"] == 1
+
+
+def test_surface_dice_pooled_dice_and_calibration_by_hand(tmp_path):
+    """Columns 0 to 7 wanted of 16; predicted one column too many, with probability 0.75."""
+    source = _Source([_square(16, 8)])
+
+    def wide(images):
+        return np.broadcast_to(0.75 * _square(16, 9)[None, ..., None], images.shape)
+
+    summary = _run(wide, source, tmp_path, nsd_tolerance=0.01)
+    lesion = summary["classes"]["lesion"]
+    assert lesion["pooled_dice"] == pytest.approx(2 * 128 / (128 + 144))
+    # Borders of 8 and 9 columns of 16 rows: 44 and 46 pixels. Within 0.01 * 16 * sqrt(2) = 0.2
+    # pixels: all but the 14 inner ones of column 7, and all but the 16 of column 8.
+    assert lesion["nsd"]["mean"] == pytest.approx((44 - 14 + 46 - 16) / (44 + 46))
+    assert _run(wide, source, tmp_path, nsd_tolerance=0.05)["mean"]["nsd"]["mean"] == 1.0
+    # 144 pixels at 0.75, of which 128 are foreground; 112 at 0, all background.
+    assert lesion["ece"] == pytest.approx(144 / 256 * (128 / 144 - 0.75))
+    assert lesion["calibration"]["pixels"] == [112] + [0] * 6 + [144, 0, 0]
+    assert lesion["calibration"]["frequency"][7] == pytest.approx(128 / 144)
+    assert summary["mean"]["ece"] == lesion["ece"]
+    assert summary["nsd_tolerance"] == "0.01 of the image's diagonal"
+
+
+def test_calibration_of_several_classes(tmp_path):
+    masks = [_square(8, 8) + _square(4, 4)]
+
+    def unsure(images):
+        shape = (*images.shape[:3], 3)
+        return np.broadcast_to(np.float32([0.25, 0.5, 0.25]), shape)
+
+    classes = _run(unsure, _Source(masks, ("lesion", "core")), tmp_path)["classes"]
+    assert classes["lesion"]["ece"] == pytest.approx(0.5 - 48 / 256)
+    assert classes["core"]["ece"] == pytest.approx(0.25 - 16 / 256)
+
+
+def test_clusters_are_drawn_whole(tmp_path):
+    """Copies of four images are four clusters: the interval is that of the four."""
+    masks = [_square(16, width) for width in (8, 10, 13, 16) for _ in range(6)]
+
+    def left_half(images):
+        return np.broadcast_to(_square(16, 8)[None, ..., None], images.shape).astype(np.float32)
+
+    source = _Source(masks)
+    clusters = {case_id: i // 6 for i, case_id in enumerate(source.ids)}
+    alone = _run(left_half, source, tmp_path)
+    linked = _run(left_half, source, tmp_path, clusters=clusters)
+    assert (alone["bootstrap_over"], linked["bootstrap_over"]) == ("24 cases", "4 clusters")
+    dice = [2 * 8 / (8 + width) for width in (8, 10, 13, 16)]
+    expected = statistics.bootstrap_interval(dice)
+    assert linked["mean"]["dice"]["ci95"] == pytest.approx(expected, abs=0.01)
+    assert np.ptp(linked["mean"]["dice"]["ci95"]) > 1.7 * np.ptp(alone["mean"]["dice"]["ci95"])
+
+
+def test_clusters_come_from_the_splits_of_the_run(tmp_path):
+    masks = [_square(16, 8)] * 3 + [_square(16, 12)] * 3
+    source = _Source(masks)
+    clusters = {case_id: i // 3 for i, case_id in enumerate(source.ids)}
+    files.write_json(
+        tmp_path / "splits.json", {"train": [], "clusters": {"near": clusters, "far": {}}}
+    )
+    predictor = Predictor(_brightness, SIZE, 1, source.class_names, 0.5, "test")
+    evaluate_model(predictor, {"near": (source, source.ids)}, tmp_path / "real_only")
+    summary = json.loads(
+        (tmp_path / "real_only" / "evaluation" / "near" / "summary.json").read_text()
+    )
+    assert summary["bootstrap_over"] == "2 clusters"
+
+
+def test_of_equal_dice_the_case_with_more_wrong_pixels_is_worse(tmp_path):
+    masks = [_square(1 + i % 5, 3) for i in range(20)] + [_square(9, 9), _square(0, 0)]
+    dice = dict.fromkeys(("a", "b", "c", "d", "e", "f"), 0.0)
+    missed = {"a": 5, "b": 50, "c": 7, "d": 100, "e": 1, "f": 2}
+    assert [i for _, i in examples.choose(dice, missed)][:2] == ["d", "b"]
+    summary = _run(lambda images: np.zeros_like(images), _Source(masks), tmp_path)
+    assert summary["examples"][0]["case"] == "case/20"
+
+
+def test_threshold_baseline_per_case(tmp_path):
+    """Bright squares are found by one threshold; the mean leaves out what has no Dice."""
+    source = _Source([_square(8, 8), _square(4, 4), _square(0, 0)])
+    test = {"test": (source, source.ids)}
+    found = threshold_baseline([source.load(source.ids[0])], test, tmp_path)
+    assert found == {"test": 1.0}
+    written = json.loads((tmp_path / "threshold.json").read_text())["test"]
+    assert written["polarity"] == "bright" and written["threshold"] == 1
+    assert written["by_case"] == {"case/00": 1.0, "case/01": 1.0, "case/02": None}

@@ -1,12 +1,11 @@
-"""Metrics against hand-computed values, MedPy and SciPy."""
+"""Metrics of a case against hand-computed values and MedPy."""
 
 import math
 
 import numpy as np
 import pytest
-from scipy import stats
 
-from fewshotseg.results import metrics
+from fewshotseg.results import metrics, statistics
 
 
 def _blobs(rng, shape, share):
@@ -100,111 +99,59 @@ def test_wrong_input_is_refused():
         metrics.case_metrics(np.zeros((1, 2)), np.array([[0, 2]]), 2)
 
 
-def test_aggregate_counts_and_pools():
-    masks = np.zeros((4, 1, 8), int)
-    masks[0, 0, :8], masks[1, 0, 0], masks[2, 0, :3] = 1, 1, 1
-    references = masks.copy()
-    references[1], references[2] = 0, 0
-    references[2, 0, 0] = 1
-    rows = [_binary(m, r) for m, r in zip(masks, references, strict=True)]
-    result = metrics.aggregate(rows)  # Dice 1, 0 (false alarm), 2/4, undefined
-    assert result["num_cases"] == 4
-    assert (result["both_empty"], result["reference_empty"], result["prediction_empty"]) == (
-        (1, 1, 0)
-    )
-    dice = result["dice"]
-    assert (dice["n"], dice["n_nan"]) == (3, 1)
-    assert dice["mean"] == pytest.approx(0.5) and dice["median"] == 0.5
-    assert dice["sd"] == pytest.approx(0.5)
-    assert result["pooled_dice"] == pytest.approx(2 * 9 / (8 + 8 + 1 + 3 + 1))
-    assert result["false_positive_area"]["mean"] == 1 and result["false_positive_area"]["n"] == 1
-
-
-def test_aggregate_of_only_undefined_cases():
-    empty = np.zeros((2, 2), int)
-    dice = metrics.aggregate([_binary(empty, empty)] * 3)["dice"]
-    assert math.isnan(dice["mean"]) and (dice["n"], dice["n_nan"]) == (0, 3)
-    assert all(math.isnan(end) for end in dice["ci95"])
-
-
-def test_bootstrap_interval_is_near_the_normal_one():
-    values = np.random.default_rng(1).normal(0.7, 0.1, 400)
-    low, high = metrics.bootstrap_interval(values)
-    half = 1.96 * values.std(ddof=1) / 20
-    assert low == pytest.approx(values.mean() - half, abs=0.1 * half)
-    assert high == pytest.approx(values.mean() + half, abs=0.1 * half)
-    assert (low, high) == metrics.bootstrap_interval(values)
-    assert (low, high) != metrics.bootstrap_interval(values, seed=1)
-
-
-def test_bootstrap_interval_covers_as_often_as_it_says():
-    rng = np.random.default_rng(2)
-    hits = 0
-    for i in range(200):
-        low, high = metrics.bootstrap_interval(rng.beta(4, 2, 40), seed=i, resamples=500)
-        hits += low <= 4 / 6 <= high
-    assert 0.90 <= hits / 200 <= 0.985
-
-
-def test_bootstrap_draws_whole_groups():
-    # Ten identical copies of each of eight values say no more than the eight values do.
-    values = np.random.default_rng(3).random(8)
-    groups = [f"patient {i}" for i in range(8) for _ in range(10)]
-    grouped = metrics.bootstrap_interval(np.repeat(values, 10), groups)
-    assert grouped == pytest.approx(metrics.bootstrap_interval(values), abs=0.003)
-    alone = metrics.bootstrap_interval(np.repeat(values, 10))
-    assert (grouped[1] - grouped[0]) > 2.5 * (alone[1] - alone[0])
-    unknown = metrics.bootstrap_interval(np.repeat(values, 10), [""] * 80)
-    assert unknown[1] - unknown[0] == pytest.approx(alone[1] - alone[0], rel=0.1)
-
-
-def test_aggregate_draws_whole_groups_of_defined_cases():
-    dice = [0.1, 0.2, 0.9, 0.8, math.nan, 0.7]
-    groups = ["a", "a", "b", "b", "b", "c"]
-    result = metrics.aggregate([{"dice": value} for value in dice], groups)
-    expected = metrics.bootstrap_interval([0.1, 0.2, 0.9, 0.8, 0.7], ["a", "a", "b", "b", "c"])
-    assert result["dice"]["ci95"] == expected
-    assert expected != metrics.bootstrap_interval([0.1, 0.2, 0.9, 0.8, 0.7])
-
-
-def test_bootstrap_interval_without_spread():
-    assert metrics.bootstrap_interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
-    assert all(math.isnan(end) for end in metrics.bootstrap_interval([0.5]))
-    assert all(math.isnan(end) for end in metrics.bootstrap_interval([0.5, 0.6], ["a", "a"]))
-
-
 def test_mean_over_classes_leaves_out_undefined_ones():
     rows = metrics.case_metrics(np.array([[1, 1, 0, 2]]), np.array([[1, 1, 2, 0]]), 4)
     assert metrics.mean_over_classes(rows)["dice"] == pytest.approx((1 + 0) / 2)
 
 
-def test_summarise_seeds():
-    result = metrics.summarise_seeds([0.70, 0.74, 0.78])
-    assert result["mean"] == pytest.approx(0.74) and result["sd"] == pytest.approx(0.04)
-    # Student's t with 2 degrees of freedom has its 97.5 % point at 4.3027.
-    half = 4.302653 * 0.04 / math.sqrt(3)
-    assert result["ci95"] == pytest.approx((0.74 - half, 0.74 + half), abs=1e-6)
-    single = metrics.summarise_seeds([0.7])
-    assert single["mean"] == 0.7 and single["n"] == 1 and math.isnan(single["sd"])
+def test_selection_follows_the_same_rule_for_empty_masks():
+    """By hand: Dice 1, 0 (false alarm), left out (both empty): 1 / 2, as `aggregate` says."""
+    empty, some = np.zeros((3, 4), int), np.eye(3, 4, dtype=int)
+    cases = [
+        metrics.case_metrics(a, b, 2) for a, b in ((some, some), (some, empty), (empty, empty))
+    ]
+    assert metrics.mean_dice(cases) == 0.5
+    summary = statistics.aggregate([rows[0] for rows in cases])
+    assert metrics.mean_dice(cases) == summary["dice"]["mean"]
+    assert math.isnan(metrics.mean_dice(cases[2:]))
+    # Two classes: the mean over the classes of a case first.
+    two = metrics.case_metrics(np.array([[1, 1, 0, 2]]), np.array([[1, 1, 2, 0]]), 3)
+    assert metrics.mean_dice([two, cases[0]]) == pytest.approx((0.5 + 1) / 2)
 
 
-def test_paired_difference():
-    rng = np.random.default_rng(4)
-    b = {f"case {i}": value for i, value in enumerate(rng.random(30))}
-    a = {name: value + 0.05 + 0.02 * rng.normal() for name, value in b.items()}
-    result = metrics.paired_difference(a, b)
-    differences = [a[name] - b[name] for name in b]
-    assert result["mean"] == pytest.approx(np.mean(differences))
-    assert result["ci95"][0] > 0.03 and result["ci95"][1] < 0.07
-    assert result["p_wilcoxon"] == pytest.approx(stats.wilcoxon(differences).pvalue)
-    assert (result["n"], result["n_left_out"]) == (30, 0)
+def test_table_of_metrics():
+    """Worse predictions score worse in the direction that the table says."""
+    reference = np.zeros((20, 20), int)
+    reference[5:15, 5:15] = 1
+    good, bad = np.roll(reference, 1, 0), np.roll(reference, 6, 0)
+    good_row, bad_row = (_binary(m, reference, tolerance=1.0) for m in (good, bad))
+    for name, metric in metrics.METRICS.items():
+        if name == "false_positive_area":
+            continue
+        assert (good_row[name] > bad_row[name]) == metric.higher_is_better, name
+    assert metrics.METRICS["hd95"].heading == "HD95 (px)"
 
 
-def test_paired_difference_of_few_and_equal_cases():
-    # All five differences positive: the exact two-sided p is 2 / 2 ** 5.
-    a = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0, "e": 5.0, "lost": 1.0, "undefined": math.nan}
-    b = {**dict.fromkeys("abcde", 0.0), "undefined": 0.5}
-    result = metrics.paired_difference(a, b)
-    assert result["p_wilcoxon"] == pytest.approx(2 / 32)
-    assert (result["n"], result["n_left_out"]) == (5, 2)
-    assert metrics.paired_difference(a, a)["p_wilcoxon"] == 1.0
+def test_calibration_by_hand():
+    # Two pixels near 0.25 and two at 0.95 and 1, in bins 2 and 9; one of each is foreground: too
+    # low in one bin and too high in the other, which must not cancel.
+    probability, target = np.array([[0.21, 0.29], [0.95, 1.0]]), np.array([[1, 0], [0, 1]])
+    counts = metrics.calibration_counts(probability, target)
+    assert counts[0].tolist() == [0, 0, 2, 0, 0, 0, 0, 0, 0, 2]
+    assert counts[1, [2, 9]] == pytest.approx([0.5, 1.95])
+    assert counts[2].tolist() == [0, 0, 1, 0, 0, 0, 0, 0, 0, 1]
+    # |0.25 - 0.5| for half of the pixels, |0.975 - 0.5| for the other half.
+    expected = 0.5 * 0.25 + 0.5 * 0.475
+    assert metrics.expected_calibration_error(counts) == pytest.approx(expected)
+    assert math.isnan(metrics.expected_calibration_error(np.zeros((3, 10))))
+
+
+def test_calibrated_probabilities_have_no_error():
+    rng = np.random.default_rng(0)
+    p = rng.random(200_000)
+    ece = [
+        metrics.expected_calibration_error(metrics.calibration_counts(q, rng.random(p.size) < p))
+        for q in (p, p**2)
+    ]
+    assert ece[0] < 0.005
+    assert ece[1] == pytest.approx(1 / 6, abs=0.005)  # the integral of p - p^2

@@ -1,13 +1,13 @@
 """What a run folder says about itself."""
 
 import json
-import os
 
 import jax
 import numpy as np
 import pytest
 
 from configs import demo
+from fewshotseg import files
 from fewshotseg.errors import InputError
 from fewshotseg.runs import checkpoint
 from fewshotseg.runs import folder as run_files
@@ -155,18 +155,13 @@ def test_not_the_folder_of_a_run(text, tmp_path):
 
 
 def test_class_names(tmp_path):
-    run_files.write_json(["vessel", "tool"], tmp_path / "classes.json")
+    files.write_json(tmp_path / "classes.json", ["vessel", "tool"])
     assert run_files.read_class_names(tmp_path) == ["vessel", "tool"]
 
 
-def test_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "a.json"
-    run_files.write_json({"a": 1}, path)
-
-    def killed(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run_files.write_json({"a": 2}, path)
-    assert json.loads(path.read_text()) == {"a": 1}
+def test_only_allowed_cores_are_counted(monkeypatch):
+    monkeypatch.setattr(run_files.os, "sched_getaffinity", lambda pid: {3}, raising=False)
+    monkeypatch.setattr(run_files.os, "cpu_count", lambda: 64)
+    assert run_files.allowed_cores() == 1 and "with 1 cores" in run_files.device()
+    monkeypatch.delattr(run_files.os, "sched_getaffinity")
+    assert run_files.allowed_cores() == 64

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import demo
-from fewshotseg.training import build, build_data
+from fewshotseg.methods import METHODS, Method
+from fewshotseg.training import build, build_data, stages
 
 
 def test_networks_and_data_of_a_canvas_that_is_no_square():
@@ -13,19 +14,18 @@ def test_networks_and_data_of_a_canvas_that_is_no_square():
     config.data.image_size = (16, 32)
     data = build_data.create_data(config)
     assert data.train["image"].shape == (6, 16, 32, 3)
-    networks = build.create_networks(config, data.num_classes)
+    spec = build.create_spec(config, data.num_classes)
+    parts = build.create_parts(config, spec, METHODS["end2end"], "train")
     image, mask = jnp.zeros((1, 16, 32, 3)), jnp.zeros((1, 16, 32, 1))
-    logits, _ = jax.eval_shape(
-        lambda: networks["segmenter"].init_with_output(jax.random.key(0), image)
-    )
-    assert logits.shape == (1, 16, 32, 1)
-    theta = build.init_theta(config, networks["generator"].num_levels)
-    drawn, _ = jax.eval_shape(
-        lambda: networks["generator"].init_with_output(
-            jax.random.key(0), mask, theta["architecture"], None
-        )
-    )
-    assert drawn.shape == image.shape
+
+    def outputs():
+        players = stages.init_family(parts, config.seed)
+        segmenter = stages.init_segmenter(parts, config.seed).params
+        logits = parts.networks["segmenter"].apply(segmenter, image, None)
+        return logits, parts.family.draw(players, parts.theta, mask, None)
+
+    logits, drawn = jax.eval_shape(outputs)
+    assert logits.shape == (1, 16, 32, 1) and drawn.shape == image.shape
 
 
 def test_fields_and_steps_reach_the_draws():
@@ -37,8 +37,10 @@ def test_fields_and_steps_reach_the_draws():
     config.augment.mask.flip = 1.0
     mask = jnp.zeros((6, 8, 8), jnp.uint8).at[:, :3, :2].set(1)
     data = {"image": jnp.arange(6.0)[:, None, None, None] * jnp.ones((6, 8, 8, 1)), "mask": mask}
-    draw, draw_outer = build.create_draws(config, 2, 6, axis_name=None, compile=jax.jit)
-    keys = jnp.stack([build.step_key(config, "train", step) for step in range(3)])
+    draw, draw_outer = build.create_draws(
+        config, 2, METHODS["joint"], 6, axis_name=None, compile=jax.jit
+    )
+    keys = jnp.stack([stages.step_key(config.seed, "train", step) for step in range(3)])
     batches = draw(data, keys)
     np.testing.assert_array_equal(batches["mask"], jnp.stack([mask] * 3))
     np.testing.assert_array_equal(batches["synthetic_mask"], jnp.stack([mask[:, :, ::-1]] * 3))
@@ -47,3 +49,146 @@ def test_fields_and_steps_reach_the_draws():
     assert len({tuple(row) for row in cases.tolist()}) == 3  # another batch at every step
     outer = [draw_outer(data, key)["image"][:, 0, 0, 0].tolist() for key in keys]
     assert any(row != outer[0] for row in outer[1:])
+
+
+def _draw(config, data, method, size=4):
+    draw, _ = build.create_draws(config, 2, method, size, axis_name=None, compile=jax.jit)
+    return draw(data, stages.step_key(0, "train", 3)[None])
+
+
+def test_methods_see_equal_images_and_the_plain_one_sees_them_as_they_are():
+    config = demo.get_config("runlocal")
+    numbers = np.random.default_rng(0)
+    image = numbers.uniform(-1, 1, (10, 8, 8, 1)).astype(np.float32)
+    data = {"image": jnp.asarray(image), "mask": jnp.asarray(image[..., 0] > 0, jnp.uint8)}
+    for name, method in METHODS.items():
+        batch = _draw(config, data, method)
+        seen = batch["image"].shape[1] + (method.draws and batch["synthetic_mask"].shape[1])
+        assert seen == (4 if name == "real_only_half" else 8), name
+        assert ("synthetic_mask" in batch) == method.draws
+        originals = [np.abs(image - x).max((1, 2, 3)).min() == 0 for x in batch["image"][0]]
+        assert all(originals) == (name == "real_plain"), name
+    half, drawing = (
+        _draw(config, data, METHODS["real_only_half"]),
+        _draw(config, data, METHODS["joint"]),
+    )
+    np.testing.assert_array_equal(half["image"], drawing["image"])  # the same real pairs
+    np.testing.assert_array_equal(half["mask"], drawing["mask"])
+
+
+def test_every_method_of_a_seed_starts_with_the_same_segmenter():
+    config = demo.get_config("runlocal")
+    spec = build.create_spec(config, 2)
+    starts = [
+        stages.init_segmenter(build.create_parts(config, spec, method, "train"), seed).params
+        for method in (METHODS["real_plain"], METHODS["end2end"])
+        for seed in (0, 1)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, starts[0], starts[2])
+    kernels = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(s)]) for s in starts[:2]]
+    assert np.abs(kernels[0] - kernels[1]).max() > 0.1  # another seed, another start
+
+
+def test_schedules_end_with_their_stage():
+    """The generator's goes on anew where pre-training ended; theta's counts outer steps."""
+    config = demo.get_config("runlocal")
+    config.gan_optim.schedule = config.outer_optim.schedule = "cosine"
+    config.gan_optim.name = config.outer_optim.name = "sgd"
+    config.gan_optim.learning_rate = config.outer_optim.learning_rate = 1.0
+    config.pretrain.num_steps, config.train.num_steps = 30, 20
+    config.outer.every, config.outer.start = 5, 3  # outer steps at 5, 10, 15
+    parts = build.create_parts(config, build.create_spec(config, 2), METHODS["end2end"], "train")
+
+    def rates(optimizer, first, number):
+        one = jnp.float32(1.0)
+        state = optimizer.init(one)
+        found = []
+        for _ in range(first + number):
+            update, state = optimizer.update(one, state, one)
+            found.append(-float(update))
+        return found[first:]
+
+    cosine = lambda n: 0.5 * (1 + np.cos(np.pi * np.arange(n) / n))  # noqa: E731
+    for player in ("generator", "discriminator"):
+        found = rates(parts.players[player].optimizer, 30, 20)
+        np.testing.assert_allclose(found, cosine(20), atol=1e-6)
+    assert build.outer_loop(config).num_outer_steps(20) == 3
+    np.testing.assert_allclose(rates(parts.outer_optimizer, 0, 3), cosine(3), atol=1e-6)
+
+
+def test_a_new_generator_family_is_one_file_and_one_row(monkeypatch):
+    """A family that colours the mask: one player, one network, trained, drawn and differentiated."""
+    from fewshotseg.genseg import levels, losses
+    from fewshotseg.models import factory
+
+    def family(networks, optimizer, use, *, num_classes):
+        def draw(params, theta, masks, keys):
+            gain = use(theta)["architecture"]["encoder"].sum()
+            return jnp.tanh(gain * networks["painter"](params, masks))
+
+        def inputs(state, theta, batch):
+            masks = losses.one_hot_foreground(batch["mask"], num_classes)
+            return {"theta": theta}, {"masks": masks, "real": batch["image"]}
+
+        def loss(params, outer, data):
+            drawn = draw(params, outer["theta"], data["masks"], None)
+            value = losses.l1_loss(drawn, data["real"]).mean()
+            return value, {"painter/loss": value}
+
+        return levels.Family(
+            {"painter": levels.Player(loss, inputs, optimizer)},
+            lambda state, theta, masks, keys: draw(state["painter"].params, theta, masks, keys),
+        )
+
+    def painter(name, fields, spec):
+        return factory.Network(
+            lambda key: {"colour": jax.random.normal(key, (1, spec.channels))},
+            lambda params, masks: masks @ params["colour"],
+            None,
+        )
+
+    monkeypatch.setitem(build.FAMILIES, "paint", build.FamilyRow(family, {"painter": painter}))
+    config = demo.get_config("runlocal")
+    with config.unlocked():
+        config.family.name = "paint"
+        config.painter = {"name": "linear"}
+    spec = build.create_spec(config, 2)
+    parts = build.create_parts(config, spec, METHODS["joint"], "train", axis_name=None)
+    players = stages.init_family(parts, 0)
+    assert players.keys() == {"painter"}
+    assert stages.moving_players(parts, METHODS["joint"]) == ("painter", "segmenter")
+    numbers = np.random.default_rng(1)
+    batch = {
+        "image": jnp.asarray(numbers.uniform(-1, 1, (2, 32, 32, 3)), jnp.float32),
+        "mask": jnp.asarray(numbers.random((2, 32, 32)) < 0.5, jnp.uint8),
+        "key": jax.random.split(jax.random.key(0), 2),
+    }
+    step = stages.create_inner_step(parts, ("painter",))
+    state, metrics = step(players, parts.theta, batch, None)
+    assert state["painter"].steps == 1 and metrics["painter/loss"] > 0
+
+
+def test_a_new_segmenter_is_one_class_and_one_row(monkeypatch):
+    import flax.linen as nn
+
+    from fewshotseg.models import factory
+
+    class OnePixel(nn.Module):
+        num_outputs: int
+        bias: float
+        dtype: jnp.dtype
+
+        @nn.compact
+        def __call__(self, images, keys):
+            start = nn.initializers.constant(self.bias)
+            return nn.Dense(self.num_outputs, bias_init=start)(images)
+
+    monkeypatch.setitem(factory.SEGMENTERS, "one_pixel", OnePixel)
+    config = demo.get_config("runlocal,segmenter=one_pixel")
+    with config.unlocked():
+        config.segmenter.one_pixel = {"bias": -2.0}
+    parts = build.create_parts(config, build.create_spec(config, 2), Method(), "train")
+    params = stages.init_segmenter(parts, 0).params
+    assert params["Dense_0"]["bias"] == -2.0  # its own initialiser
+    logits = parts.networks["segmenter"].apply(params, jnp.zeros((1, 4, 4, 3)), None)
+    np.testing.assert_array_equal(logits, np.full((1, 4, 4, 1), -2.0))

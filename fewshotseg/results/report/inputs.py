@@ -5,16 +5,50 @@ file shows up as an entry in `Run.missing`, never as an exception. Only a folder
 all is an error.
 """
 
+import collections
 import dataclasses
 import json
+import math
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from fewshotseg.errors import InputError
+from fewshotseg.methods import METHODS
 
-METHODS = ("real_only", "separate", "joint", "end2end")  # the order of tables and plots
-METRICS = ("dice", "jaccard", "hd95", "sensitivity", "precision")
+NEEDED = {"case", "status", "dice", "jaccard", "hd95", "sensitivity", "precision"}
+# Fields in which runs of one experiment may differ: what they train on is told by the name of the
+# data and by splits.json, and how often they log changes nothing.
+_SAME = ("name", "seed", "methods", "evaluate", "predict", "test_sets", "compilation_cache")
+_SAME += ("diagnose", "log_every", "sample_every", "checkpoint_every")
+_PLACES = ("images_dir", "masks_dir", "include", "split_file", "data_dir", "pairs_csv")
+
+
+class Experiment(NamedTuple):
+    """What runs must share to be repetitions (seeds) of one another.
+
+    `variant` names the settings, such as 'train.num_steps 400', in which runs of the same name,
+    data and number of labelled images differ; '' if they do not.
+    """
+
+    name: str
+    data: str
+    labelled: str
+    variant: str = ""
+
+    @property
+    def title(self) -> str:
+        known = self.data and self.data not in self.name
+        name = f"{self.name} ({self.data})" if known else self.name
+        return f"{name}, {self.variant}" if self.variant else name
+
+
+@dataclasses.dataclass(frozen=True)
+class Threshold:
+    """The best grey-value threshold on a test set: mean Dice, and Dice by case if it was kept."""
+
+    dice: float
+    by_case: Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,23 +60,35 @@ class Run:
       config: of config.json.
       environment: of environment.json, empty if missing.
       splits: case ids by role, empty if missing.
+      notes: what a user must know of the split.
+      clusters: of splits.json, see `statistics.of_test_set`; the number of the set of cases that are
+        of one patient or series, or look alike.
+      groups: likewise, patient or series.
       logs: records of log.jsonl by 'generator' and method, only of what was started.
-      evaluations: per method and test set, the record of every case.
-      thresholds: Dice of the best grey-value threshold by test set, empty if never measured.
+      evaluations: per method and test set, the record of every case; test sets in the order of the
+        splits, methods in that of `METHODS`.
+      summaries: likewise, of summary.json.
+      thresholds: of the best grey-value threshold by test set, empty if never measured.
       missing: sentences about what is not there (yet).
+      variant: see `Experiment`.
     """
 
     workdir: pathlib.Path
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
     splits: Mapping[str, list[str]]
+    notes: tuple[str, ...]
+    clusters: Mapping[str, Any]
+    groups: Mapping[str, Any]
     logs: Mapping[str, list[dict]]
     evaluations: Mapping[tuple[str, str], list[dict]]
-    thresholds: Mapping[str, float]
+    summaries: Mapping[tuple[str, str], Mapping]
+    thresholds: Mapping[str, Threshold]
     missing: tuple[str, ...]
+    variant: str = ""
 
     @property
-    def experiment(self) -> str:
+    def name(self) -> str:
         return str(self.config.get("name") or self.workdir.name)
 
     @property
@@ -66,6 +112,44 @@ class Run:
             return "?"
         train, validation = len(self.splits["train"]), len(self.splits["validation"])
         return f"{train + validation} ({train} training + {validation} validation)"
+
+    @property
+    def experiment(self) -> Experiment:
+        return Experiment(self.name, self.data, self.labelled, self.variant)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Of the configuration, in its order."""
+        wanted = self.config.get("methods") or ()
+        return (wanted,) if isinstance(wanted, str) else tuple(wanted)
+
+    def steps(self, method: str) -> int | None:
+        """Steps that the method was trained for, as far as its log tells."""
+        log = self.logs.get(method)
+        return int(log[-1]["step"]) if log else None
+
+    def seconds(self, method: str) -> float:
+        """Time of the method's training, and of the pre-training of the generator if it draws."""
+        stages = [method] + (["generator"] if METHODS[method].draws else [])
+        ends = [self.logs.get(stage) or [{}] for stage in stages]
+        return sum(float(log[-1].get("seconds", math.nan)) for log in ends)
+
+
+def read_runs(workdirs: Sequence[pathlib.Path]) -> list[Run]:
+    """Reads several run folders, and names the settings in which they differ.
+
+    Raises:
+      InputError: as for `read_run`.
+    """
+    runs = [read_run(workdir) for workdir in workdirs]
+    settings = [dict(_flatten(_fixed(run.config))) for run in runs]
+    alike = collections.defaultdict(list)
+    for run, values in zip(runs, settings, strict=True):
+        alike[run.experiment].append(values)
+    return [
+        dataclasses.replace(run, variant=_variant(values, alike[run.experiment]))
+        for run, values in zip(runs, settings, strict=True)
+    ]
 
 
 def read_run(workdir: pathlib.Path) -> Run:
@@ -91,7 +175,10 @@ def read_run(workdir: pathlib.Path) -> Run:
         )
     environment = _read_object(workdir / "environment.json", missing)
     splits = _read_object(workdir / "splits.json", missing)
-    logs, evaluations = {}, {}
+    notes = tuple(map(str, splits.pop("notes", None) or ()))
+    clusters, groups = (splits.pop(key, None) or {} for key in ("clusters", "groups"))
+    splits = {role: ids for role, ids in splits.items() if isinstance(ids, list)}
+    logs, evaluations, summaries = {}, {}, {}
     if (workdir / "generator" / "log.jsonl").is_file():
         logs["generator"] = read_log(workdir / "generator" / "log.jsonl")
     for method in _methods(workdir, config):
@@ -103,13 +190,16 @@ def read_run(workdir: pathlib.Path) -> Run:
         if not logs[method]:
             missing.append(f"{method}: nothing has been logged yet.")
         found = _read_evaluations(folder / "evaluation", missing)
-        evaluations.update({(method, test_set): cases for test_set, cases in found.items()})
+        for test_set, (cases, summary) in found.items():
+            evaluations[method, test_set], summaries[method, test_set] = cases, summary
         if not found:
             missing.append(f"{method}: is not evaluated yet, so it has no test scores.")
-    thresholds = _read_json(workdir / "threshold.json")
-    thresholds = thresholds if isinstance(thresholds, dict) else {}
-    thresholds = {k: v for k, v in thresholds.items() if isinstance(v, int | float)}
-    return Run(workdir, config, environment, splits, logs, evaluations, thresholds, tuple(missing))
+    evaluations = {key: evaluations[key] for key in _in_order(evaluations, splits)}
+    thresholds = _read_thresholds(workdir / "threshold.json")
+    return Run(
+        workdir, config, environment, splits, notes, clusters, groups, logs, evaluations,
+        summaries, thresholds, tuple(missing),
+    )  # fmt: skip
 
 
 def read_log(path: pathlib.Path) -> list[dict]:
@@ -138,7 +228,33 @@ def _methods(workdir: pathlib.Path, config: Mapping[str, Any]) -> list[str]:
     return [m for m in METHODS if m in wanted or (workdir / m).is_dir()]
 
 
-def _read_evaluations(folder: pathlib.Path, missing: list[str]) -> dict[str, list[dict]]:
+def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in _SAME}
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = ""):
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        elif key not in _PLACES:
+            yield prefix + key, json.dumps(value)
+
+
+def _variant(values: Mapping[str, str], alike: Sequence[Mapping[str, str]]) -> str:
+    keys = dict.fromkeys(key for other in alike for key in other)
+    differing = [k for k in keys if len({other.get(k) for other in alike}) > 1]
+    shown = [f"{key} {values.get(key, 'unknown')}" for key in differing[:3]]
+    return ", ".join(shown) + (f" and {len(differing) - 3} more" if len(differing) > 3 else "")
+
+
+def _in_order(keys, splits: Mapping[str, Any]) -> list[tuple[str, str]]:
+    sets = [role.removeprefix("test/") for role in splits]
+    sets += sorted({test_set for _, test_set in keys} - set(sets))
+    methods = list(METHODS)
+    return sorted(keys, key=lambda key: (sets.index(key[1]), methods.index(key[0])))
+
+
+def _read_evaluations(folder: pathlib.Path, missing: list[str]) -> dict[str, tuple]:
     evaluations = {}
     for path in sorted(folder.glob("*/cases.json")):
         if not (path.parent / "summary.json").is_file():  # written last
@@ -146,12 +262,27 @@ def _read_evaluations(folder: pathlib.Path, missing: list[str]) -> dict[str, lis
             continue
         cases = _read_json(path)
         if not isinstance(cases, list) or not all(
-            isinstance(case, dict) and {"case", "status", *METRICS} <= set(case) for case in cases
+            isinstance(case, dict) and set(case) >= NEEDED for case in cases
         ):
             missing.append(f"{path}: is damaged; run --mode=evaluate again.")
             continue
-        evaluations[path.parent.name] = cases
+        summary = _read_json(path.parent / "summary.json")
+        evaluations[path.parent.name] = cases, summary if isinstance(summary, dict) else {}
     return evaluations
+
+
+def _read_thresholds(path: pathlib.Path) -> dict[str, Threshold]:
+    content = _read_json(path)
+    found = {}
+    for name, value in content.items() if isinstance(content, dict) else ():
+        if isinstance(value, Mapping):
+            by_case = {i: math.nan if d is None else d for i, d in value["by_case"].items()}
+            value = value.get("dice")
+        else:  # runs of the first version kept the mean alone
+            by_case = {}
+        if isinstance(value, int | float):
+            found[name] = Threshold(float(value), by_case)
+    return found
 
 
 def _read_object(path: pathlib.Path, missing: list[str]) -> dict:

@@ -4,35 +4,30 @@ The page needs no network: images are data URIs, there is no script. It reads wh
 evaluation have written so far, so it can be made at any time, and it needs no accelerator library.
 """
 
-import base64
-import csv
-import io
 import pathlib
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+import textwrap
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jinja2
-from PIL import Image
 
-from fewshotseg import figures
+from fewshotseg import files
 from fewshotseg.errors import InputError
 from fewshotseg.results import metrics
-from fewshotseg.results.report import plots as report_plots
-from fewshotseg.results.report import scores as report_scores
-from fewshotseg.results.report import tables as report_tables
-from fewshotseg.results.report.inputs import METHODS, Run, read_run
+from fewshotseg.results.report import advice, csv_rows, sections, tables
+from fewshotseg.results.report.inputs import Run, read_runs
+from fewshotseg.results.report.scores import Comparison, Score, compare, grouped, score_runs
 
 _TEMPLATE = pathlib.Path(__file__).with_name("template.html")
-_WIDEST = 1600  # pixels; wider images are shrunk before they are embedded
 
 
 def build_report(workdirs: Sequence[pathlib.Path], output: pathlib.Path) -> pathlib.Path:
     """Writes the report of one or several runs.
 
     Beside `output` it writes results.csv (unrounded, one row for every run, method, test set and
-    metric) and the plots as PNG in the folder report/. Runs with the same experiment, data and
-    number of labelled images count as seeds of one experiment.
+    metric), cases.csv (one row for every run, method, test set and case) and the plots as PNG in
+    the folder report/. Runs with the same experiment, data, number of labelled images and settings
+    count as seeds of one experiment.
 
     Args:
       workdirs: run folders; what is not there yet is named in the report.
@@ -45,214 +40,96 @@ def build_report(workdirs: Sequence[pathlib.Path], output: pathlib.Path) -> path
       InputError: a folder is no run, there are none, or the output cannot be written.
     """
     output = pathlib.Path(output)
-    runs, scores, comparisons, tables = _collect(workdirs)
-    pngs = _Pictures(output.parent / "report")
+    found = _collect(workdirs)
+    pictures = sections.Pictures(output.parent / "report")
     page = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATE.parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     ).get_template(_TEMPLATE.name)
+    several = len(found.runs) > 1
     text = page.render(
-        title=_title(runs),
-        subtitle=_subtitle(runs),
-        verdicts=report_tables.verdicts(runs, comparisons),
-        tables=tables,
-        any_results=bool(scores),
-        convention=metrics.CONVENTION,
-        runs=[_run_section(run, scores, pngs, len(runs) > 1) for run in runs],
+        title=" and ".join(dict.fromkeys(run.name for run in found.runs)),
+        subtitle=_subtitle(found.runs),
+        notes=_notes(found.runs),
+        handovers=[
+            {"advice": h, "worst": sections.worst(h.run, *h.worst, pictures) if h.worst else None}
+            for h in found.handovers
+        ],
+        verdicts=found.verdicts,
+        tables=[table for table in found.tables if table.rows],
+        case_tables=_case_tables(found),
+        any_results=bool(found.scores),
+        empty_masks=metrics.EMPTY_MASKS,
+        runs=[sections.of_run(run, found.scores, pictures, several) for run in found.runs],
     )
-    figures.write_atomically(output.with_name("results.csv"), _csv(scores))
-    figures.write_atomically(output, text.encode())
+    rows = csv_rows.summary_rows(found.scores)
+    files.write_rows(output.with_name("results.csv"), rows, csv_rows.COLUMNS)
+    rows = csv_rows.case_rows(found.scores)
+    files.write_rows(output.with_name("cases.csv"), rows, csv_rows.CASE_COLUMNS)
+    files.write_text(output, text)
     return output
 
 
 def results_table(workdirs: Sequence[pathlib.Path]) -> str:
-    """The report's tables and verdicts as plain text for a terminal, the same numbers.
+    """The report's tables, verdicts and advice as plain text for a terminal, the same numbers.
 
     Raises:
       InputError: as for `build_report`.
     """
-    runs, scores, comparisons, tables = _collect(workdirs)
-    blocks = [_as_text(table) for table in tables if table.rows]
-    if not blocks:
-        blocks = ["No run has been evaluated yet."]
-    for verdict in report_tables.verdicts(runs, comparisons):
+    found = _collect(workdirs)
+    blocks = [f"NOTE, {place}: {note}" for place, note in _notes(found.runs)]
+    blocks += [_as_text(table) for table in found.tables if table.rows]
+    if not found.scores:
+        blocks.append("No run has been evaluated yet.")
+    for verdict in found.verdicts:
         blocks.append(f"{verdict.subject}:\n  {verdict.headline}\n  {verdict.text}")
+    for handover in found.handovers:
+        lines = [handover.headline, *handover.sentences, handover.command]
+        blocks.append("\n  ".join(line for line in lines if line))
     return "\n\n".join(blocks)
 
 
-def _collect(workdirs):
+class _Found(NamedTuple):
+    runs: list[Run]
+    scores: list[Score]
+    comparisons: list[Comparison]
+    tables: list[tables.Table]
+    verdicts: list[advice.Verdict]
+    handovers: list[advice.Handover]
+
+
+def _collect(workdirs) -> _Found:
     if not workdirs:
         raise InputError("a report needs at least one run folder: give --workdir.")
-    folders = dict.fromkeys(pathlib.Path(workdir).resolve() for workdir in workdirs)
-    runs = [read_run(folder) for folder in folders]
-    scores = report_scores.score_runs(runs)
-    comparisons = report_scores.compare(scores)
-    tables = [
-        report_tables.seed_table(scores),
-        report_tables.score_table(scores),
-        report_tables.class_table(scores),
-        report_tables.comparison_table(comparisons),
+    runs = read_runs(list(dict.fromkeys(pathlib.Path(w).resolve() for w in workdirs)))
+    scores = score_runs(runs)
+    comparisons = compare(scores)
+    made = [
+        tables.seed_table(scores),
+        tables.score_table(scores),
+        tables.class_table(scores),
+        tables.comparison_table(comparisons),
     ]
-    return runs, scores, comparisons, tables
+    verdicts = advice.verdicts(runs, scores, comparisons)
+    return _Found(runs, scores, comparisons, made, verdicts, advice.handovers(scores))
 
 
-class _Pictures:
-    """Embeds images, and writes those that were drawn here beside the page as well."""
-
-    def __init__(self, folder: pathlib.Path):
-        self._folder = folder
-
-    def drawn(self, name: str, caption: str, data: bytes) -> dict[str, str]:
-        figures.write_atomically(self._folder / f"{name}.png", data)
-        return {"caption": caption, "uri": _data_uri(data)}
-
-    def found(self, path: pathlib.Path, caption: str) -> dict[str, str] | None:
-        """None if the file is missing or cannot be read as an image."""
-        try:
-            with Image.open(path) as image:
-                image = image.convert("RGB")
-                if image.width > _WIDEST:
-                    image.thumbnail((_WIDEST, 10 * _WIDEST))
-                buffer = io.BytesIO()
-                # Noise does not compress without loss: as PNG a page would take tens of MB.
-                image.save(buffer, format="JPEG", quality=85)
-        except (OSError, ValueError, SyntaxError):
-            return None
-        return {"caption": caption, "uri": _data_uri(buffer.getvalue(), "jpeg")}
+def _notes(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """What a user must know of the splits, once, with the name of the run."""
+    return list(dict.fromkeys((run.workdir.name, note) for run in runs for note in run.notes))
 
 
-def _run_section(run: Run, scores, pngs: _Pictures, several: bool) -> dict[str, Any]:
-    prefix = re.sub(r"[^\w.-]+", "_", run.workdir.name) + "_" if several else ""
-    sections = [
-        _data_section(run, pngs),
-        _curve_section(run, pngs, prefix),
-        _search_section(run, pngs, prefix),
-        _pair_section(run, pngs),
-        _scatter_section(run, scores, pngs, prefix),
-        *_example_sections(run, pngs),
-    ]
-    return {
-        "title": f"{run.experiment}, seed {run.seed}",
-        "facts": _facts(run),
-        "missing": run.missing,
-        "sections": [section for section in sections if section and section["figures"]],
-    }
-
-
-def _section(title: str, pictures, note: str = "", gallery: str = "") -> dict[str, Any]:
-    kept = [picture for picture in pictures if picture]
-    return {"title": title, "figures": kept, "note": note, "gallery": gallery}
-
-
-def _data_section(run, pngs):
-    sheet = pngs.found(run.workdir / "contact_sheet.png", "Labelled images with mask outlines")
-    return _section("Data", [sheet])
-
-
-def _curve_section(run, pngs, prefix):
-    curves = report_plots.learning_curves(run.logs)
-    if curves is None:
-        return None
-    picture = pngs.drawn(f"{prefix}learning_curves", "A colour per method", curves)
-    note = "The validation images also choose the checkpoint, so their Dice is optimistic."
-    return _section("Learning curves", [picture], note)
-
-
-def _search_section(run, pngs, prefix):
-    pictures = []
-    norm = report_plots.hypergradient_norm(run.logs)
-    if norm is not None:
-        pictures.append(pngs.drawn(f"{prefix}hypergradient_norm", "Hypergradient", norm))
-    for method, log in run.logs.items():
-        found = report_plots.architecture(log)
-        if found is None:
-            continue
-        data, change = found
-        caption = (
-            f"{method}: weights of the candidate kernels at every level; the largest change of any "
-            f"weight is {change:.4f}."
-        )
-        if change < 1e-3:
-            caption += " In effect the architecture has not moved."
-        pictures.append(pngs.drawn(f"{prefix}architecture_{method}", caption, data))
-    return _section("Search of the generator's architecture", pictures)
-
-
-def _pair_section(run, pngs):
-    pictures = []
-    for stage in ("generator", *METHODS):
-        samples = sorted((run.workdir / stage / "samples").glob("*.png"), key=_step_of)
-        if samples:
-            caption = f"{stage}, step {_step_of(samples[-1])}"
-            pictures.append(pngs.found(samples[-1], caption))
-    return _section("Real and synthetic images", pictures, "The latest samples of every stage.")
-
-
-def _scatter_section(run, scores, pngs, prefix):
-    pictures = []
-    dice = {(s.method, s.test_set): s.by_case for s in scores if s.run is run}
-    for method, test_set in dice:
-        base = dice.get((report_scores.BASELINE, test_set))
-        if method == report_scores.BASELINE or base is None:
-            continue
-        other = dice[method, test_set]
-        pairs = [(base[i], other[i]) for i in base if i in other]
-        pairs = [(x, y) for x, y in pairs if x == x and y == y]  # NaN differs from itself
-        data = report_plots.case_scatter(pairs, report_scores.BASELINE, method)
-        if data is not None:
-            name = f"{prefix}cases_{method}_{test_set}"
-            pictures.append(pngs.drawn(name, f"{method} on {test_set}", data))
-    return _section("Case by case", pictures, gallery="pairs")
-
-
-def _example_sections(run, pngs):
-    for method, test_set in run.evaluations:
-        folder = run.workdir / method / "evaluation" / test_set / "examples"
-        files = [sorted(folder.glob(f"{kind}_*.png")) for kind in ("worst", "median", "best")]
-        pictures = [
-            pngs.found(path, " ".join(path.stem.split("_")[:2])) for kind in files for path in kind
-        ]
-        note = "Chosen by Dice. Orange: prediction. Blue: reference."
-        title = f"Test cases of {test_set} under {method}"
-        yield _section(title, pictures, note, gallery="cases")
-
-
-def _facts(run: Run) -> list[tuple[str, str]]:
-    splits = {k.removeprefix("test/"): len(v) for k, v in run.splits.items() if k[:5] == "test/"}
-    facts = [
-        ("Folder", str(run.workdir)),
-        ("Data", run.data or "?"),
-        ("Labelled images", run.labelled),
-        ("Test cases", ", ".join(f"{name}: {n}" for name, n in splits.items()) or "?"),
-        ("Image size", _setting(run, "data", "image_size", " px")),
-        ("Seed", run.seed),
-    ]
-    return facts + list(_flatten(run.environment))
-
-
-def _setting(run: Run, block: str, field: str, unit: str) -> str:
-    values = run.config.get(block)
-    value = values.get(field) if isinstance(values, Mapping) else None
-    return "?" if value is None else f"{value}{unit}"
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = ""):
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            simple = all(not isinstance(v, Mapping | list) for v in value.values())
-            if simple:
-                yield prefix + key, ", ".join(f"{k} {v}" for k, v in value.items())
-            else:
-                yield from _flatten(value, f"{prefix}{key} ")
-        elif isinstance(value, list):
-            yield prefix + key, ", ".join(map(str, value))
-        else:
-            yield prefix + key, str(value)
-
-
-def _title(runs: Sequence[Run]) -> str:
-    return " and ".join(dict.fromkeys(run.experiment for run in runs))
+def _case_tables(found: _Found) -> list[dict[str, Any]]:
+    made = []
+    chosen = {id(h.run): h.worst[0] for h in found.handovers if h.worst}
+    for (run_id, test_set), scores in grouped(found.scores, lambda s: (id(s.run), s.test_set)):
+        run = scores[0].run
+        title = f"{test_set}: {len(scores[0].rows)} cases"
+        title = f"{run.name}, seed {run.seed}, {title}" if len(found.runs) > 1 else title
+        table = tables.case_table(scores, chosen.get(run_id, scores[-1].method))
+        made.append({"title": title, "table": table})
+    return made
 
 
 def _subtitle(runs: Sequence[Run]) -> str:
@@ -263,25 +140,7 @@ def _subtitle(runs: Sequence[Run]) -> str:
     return f"{run.data or 'data'}, labelled images: {run.labelled}, seed {run.seed}, {device}"
 
 
-def _step_of(path: pathlib.Path) -> int:
-    digits = re.findall(r"\d+", path.stem)
-    return int(digits[-1]) if digits else -1
-
-
-def _data_uri(image: bytes, kind: str = "png") -> str:
-    return f"data:image/{kind};base64," + base64.b64encode(image).decode("ascii")
-
-
-def _csv(scores) -> bytes:
-    rows = report_tables.csv_rows(scores)
-    buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, report_tables.CSV_COLUMNS)
-    writer.writeheader()
-    writer.writerows({k: "" if v != v else v for k, v in row.items()} for row in rows)
-    return buffer.getvalue().encode()
-
-
-def _as_text(table: report_tables.Table) -> str:
+def _as_text(table: tables.Table) -> str:
     rows = [table.header, *table.rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(table.header))]
     lines = [
@@ -292,4 +151,5 @@ def _as_text(table: report_tables.Table) -> str:
         for row in rows
     ]
     rule = "-" * max(map(len, lines))
-    return "\n".join([table.caption, rule, lines[0], rule, *lines[1:], rule, table.note]).rstrip()
+    note = textwrap.fill(table.note, 100)
+    return "\n".join([table.caption, rule, lines[0], rule, *lines[1:], rule, note]).rstrip()

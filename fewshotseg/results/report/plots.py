@@ -1,6 +1,7 @@
-"""The report's plots: log records and per-case scores in, PNG bytes out.
+"""The report's plots: log records and per-case scores in, Matplotlib figures out.
 
-No global Matplotlib state. The colours are those of the Okabe-Ito palette, one per method.
+No global Matplotlib state. The colours are those of `figures.PALETTE`, one per method. A figure is
+about as wide as a telephone's screen, so that pages set several side by side or below each other.
 """
 
 import io
@@ -10,29 +11,29 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from fewshotseg import figures, fonts
+from fewshotseg.methods import METHODS
+
 Record = Mapping[str, object]  # one line of log.jsonl
 
-METHOD_COLOURS = {
-    "real_only": "#555555",
-    "separate": "#E69F00",
-    "joint": "#009E73",
-    "end2end": "#0072B2",
-    "generator": "#CC79A7",
-}
-_TEN = (
-    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
-    "#777777", "#A05A2C",
-)  # fmt: skip
-_CANDIDATES = (("4", "#D55E00"), ("6", "#009E73"), ("8", "#0072B2"))
-_PANELS = (  # title, keys; the first key is a full line, the second dashed
-    ("Dice on the validation images", ("validation/dice",)),
+_METHOD_COLOURS = ("grey", "black", "sky blue", "orange", "green", "blue", "vermilion")
+_TEN = tuple(map(figures.hex_colour, figures.PALETTE)) + ("#a05a2c",)
+_CANDIDATES = (("4", "vermilion"), ("6", "green"), ("8", "blue"))
+# Name, title, keys; the first key is a full line, the second dashed.
+PANELS = (
+    ("validation_dice", "Dice on the validation images", ("validation/dice",)),
     (
+        "segmenter_loss",
         "Segmenter loss: real (full), synthetic (dashed)",
-        ("segmenter/loss", "segmenter/synthetic_loss"),
+        ("segmenter/real_loss", "segmenter/synthetic_loss"),
     ),
-    ("Loss on the validation images", ("validation/loss",)),
-    ("Generator (full) and discriminator (dashed) loss", ("generator/loss", "discriminator/loss")),
-    ("Generator L1 distance to the real image", ("generator/l1",)),
+    ("outer_loss", "Outer loss, on validation images", ("outer/loss",)),
+    (
+        "generator_loss",
+        "Loss: generator (full), discriminator (dashed)",
+        ("generator/loss", "discriminator/loss"),
+    ),
+    ("generator_l1", "Generator's L1 distance to the real image", ("generator/l1",)),
 )
 
 
@@ -48,40 +49,63 @@ def series(records: Sequence[Record], key: str) -> tuple[np.ndarray, np.ndarray]
     return steps[finite], values[finite]
 
 
-def learning_curves(logs: Mapping[str, Sequence[Record]]) -> bytes | None:
-    """Validation Dice and losses over steps, a colour per method; None if nothing was logged."""
-    panels = [
-        (title, keys)
-        for title, keys in _PANELS
-        if any(series(log, key)[0].size for log in logs.values() for key in keys)
-    ]
-    if not panels:
-        return None
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure, axes = _axes(rows, columns, 4.2, 3.0)
-    for axis, (title, keys) in zip(axes.flat, panels, strict=False):
+def learning_curves(logs: Mapping[str, Sequence[Record]]) -> dict[str, Figure]:
+    """Validation Dice and losses over steps by name of `PANELS`, a colour per method.
+
+    What was never logged has no figure.
+    """
+    found = {}
+    for name, title, keys in PANELS:
+        if not any(series(log, key)[0].size for log in logs.values() for key in keys):
+            continue
+        figure, axes = _axes(1, 1, 4.2, 3.0)
+        axis = axes[0, 0]
         for method, log in logs.items():
             for key, line in zip(keys, ("-", "--"), strict=False):
                 steps, values = series(log, key)
-                if not steps.size:
-                    continue
-                _plot(axis, steps, values, line, colour(method), method if line == "-" else None)
+                if steps.size:
+                    label = method if line == "-" else None
+                    _plot(axis, steps, values, line, colour(method), label)
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("step", fontsize=8)
         if any(line.get_label()[0] != "_" for line in axis.lines):
             axis.legend(fontsize=7, frameon=False)
-    _hide_rest(axes, len(panels))
-    return _png(figure)
+        found[name] = figure
+    return found
 
 
-def hypergradient_norm(logs: Mapping[str, Sequence[Record]]) -> bytes | None:
+def reliability(curves: Mapping[str, Mapping[str, Sequence]], title: str) -> Figure | None:
+    """How often pixels are of the class, against the probability that was predicted.
+
+    Args:
+      curves: by method the `calibration` of one class in a summary.json: `pixels`, `probability`
+        and `frequency` of every bin, None or NaN in empty ones.
+      title: above the plot.
+    """
+    if not curves:
+        return None
+    figure, axes = _axes(1, 1, 4.2, 3.4)
+    axis = axes[0, 0]
+    axis.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1)
+    for method, curve in curves.items():
+        points = np.array([curve["probability"], curve["frequency"]], float)
+        points = points[:, np.isfinite(points).all(axis=0)]
+        axis.plot(*points, "o-", color=colour(method), markersize=3.5, linewidth=1.2, label=method)
+    axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axis.set_xlabel("predicted probability", fontsize=8)
+    axis.set_ylabel("share of pixels that are foreground", fontsize=8)
+    axis.set_title(fonts.drawable(title), fontsize=9, parse_math=False, family=fonts.names())
+    axis.legend(fontsize=7, frameon=False, loc="upper left")
+    return figure
+
+
+def hypergradient_norm(logs: Mapping[str, Sequence[Record]]) -> Figure | None:
     """Norm of the hypergradient over steps, logarithmic; None if it was never measured."""
     found = {m: series(log, "outer/hypergradient_norm") for m, log in logs.items()}
     found = {method: points for method, points in found.items() if points[0].size}
     if not found:
         return None
-    figure, axes = _axes(1, 1, 6.5, 2.8)
+    figure, axes = _axes(1, 1, 4.2, 3.0)
     axis = axes.flat[0]
     for method, (steps, values) in found.items():
         _plot(axis, steps, values, "-", colour(method), method)
@@ -90,14 +114,14 @@ def hypergradient_norm(logs: Mapping[str, Sequence[Record]]) -> bytes | None:
     axis.set_xlabel("step", fontsize=8)
     axis.set_title("Norm of the hypergradient", fontsize=9)
     axis.legend(fontsize=7, frameon=False)
-    return _png(figure)
+    return figure
 
 
-def architecture(records: Sequence[Record]) -> tuple[bytes, float] | None:
+def architecture(records: Sequence[Record]) -> tuple[Figure, float] | None:
     """Softmax weights of the candidates (kernels 4, 6, 8) over steps, one panel per level.
 
     Returns:
-      (PNG, largest absolute change of any weight between the first and the last record), or None
+      (figure, largest absolute change of any weight between the first and the last record), or None
       if the log holds no architecture weights.
     """
     sides = {side: _weights(records, f"architecture/{side}") for side in ("encoder", "decoder")}
@@ -115,18 +139,19 @@ def architecture(records: Sequence[Record]) -> tuple[bytes, float] | None:
                 axis.set_visible(False)
                 continue
             for i in range(weights.shape[2]):
-                name, tint = _CANDIDATES[i] if i < 3 else (str(i), "#000000")
-                _plot(axis, steps, weights[:, level, i], "-", tint, f"kernel {name}")
+                name, tint = _CANDIDATES[i] if i < 3 else (str(i), "black")
+                line = weights[:, level, i]
+                _plot(axis, steps, line, "-", figures.hex_colour(tint), f"kernel {name}")
             axis.set_title(f"{side} level {level + 1}", fontsize=8)
     low = min(float(weights.min()) for _, weights in sides.values())
     high = max(float(weights.max()) for _, weights in sides.values())
     middle, half = (low + high) / 2, max(0.05, 0.55 * (high - low))
     axes[0, 0].set_ylim(middle - half, middle + half)
     axes[0, 0].legend(fontsize=6, frameon=False)
-    return _png(figure), change
+    return figure, change
 
 
-def case_scatter(pairs: Sequence[tuple[float, float]], first: str, second: str) -> bytes | None:
+def case_scatter(pairs: Sequence[tuple[float, float]], first: str, second: str) -> Figure | None:
     """Dice of every test case under two methods, one against the other; None without cases.
 
     Args:
@@ -137,7 +162,7 @@ def case_scatter(pairs: Sequence[tuple[float, float]], first: str, second: str) 
     if not pairs:
         return None
     x, y = np.array(pairs, float).T
-    figure, axes = _axes(1, 2, 3.6, 3.2)
+    figure, axes = _axes(2, 1, 4.2, 3.2)
     axis = axes[0, 0]
     axis.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1)
     axis.plot(x, y, "o", color=colour(second), markersize=3.5, alpha=0.6, markeredgewidth=0)
@@ -145,7 +170,7 @@ def case_scatter(pairs: Sequence[tuple[float, float]], first: str, second: str) 
     axis.set_xlabel(f"Dice, {first}", fontsize=8)
     axis.set_ylabel(f"Dice, {second}", fontsize=8)
     axis.set_title("Above the line: better", fontsize=9)
-    axis = axes[0, 1]
+    axis = axes[1, 0]
     reach = max(0.05, float(np.abs(y - x).max()))
     axis.hist(y - x, bins=np.linspace(-reach, reach, 26), color=colour(second), alpha=0.75)
     axis.locator_params(axis="x", nbins=5)
@@ -153,7 +178,7 @@ def case_scatter(pairs: Sequence[tuple[float, float]], first: str, second: str) 
     axis.set_xlabel(f"Dice difference, {second} minus {first}", fontsize=8)
     axis.set_ylabel("test cases", fontsize=8)
     axis.set_title(f"{len(pairs)} test cases", fontsize=9)
-    return _png(figure)
+    return figure
 
 
 def estimators(rows: Sequence[Mapping]) -> bytes:
@@ -182,12 +207,22 @@ def estimators(rows: Sequence[Mapping]) -> bytes:
     figure.legend(
         *axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8
     )
-    return _png(figure)
+    return png(figure)
 
 
 def colour(method: str) -> str:
-    """The colour of a method; black for one that is not known here."""
-    return METHOD_COLOURS.get(method, "#000000")
+    """The colour of a method or of the generator's pre-training."""
+    if method not in METHODS:
+        return figures.hex_colour("purple")
+    order = list(METHODS).index(method)
+    return figures.hex_colour(_METHOD_COLOURS[order % len(_METHOD_COLOURS)])
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_figure(buffer, dpi=110, format="png")
+    return buffer.getvalue()
 
 
 def _weights(records, key):
@@ -214,14 +249,3 @@ def _axes(rows: int, columns: int, width: float, height: float, sharey: bool = F
         axis.grid(color="#eeeeee", linewidth=0.6)
         axis.set_axisbelow(True)
     return figure, axes
-
-
-def _hide_rest(axes, used: int) -> None:
-    for axis in axes.flat[used:]:
-        axis.set_visible(False)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_figure(buffer, dpi=110, format="png")
-    return buffer.getvalue()

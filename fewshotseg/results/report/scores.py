@@ -2,20 +2,21 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from fewshotseg.errors import InputError
-from fewshotseg.results import metrics
-from fewshotseg.results.report.inputs import METHODS, Run
+from fewshotseg.methods import METHODS
+from fewshotseg.results import metrics, statistics
+from fewshotseg.results.report.inputs import Experiment, Run, Threshold
 
-BASELINE, CO_TRAINING = "real_only", "end2end"
-_COMPARISONS = (
-    (CO_TRAINING, BASELINE),
-    ("separate", BASELINE),
-    ("joint", BASELINE),
-    (CO_TRAINING, "separate"),
-    (CO_TRAINING, "joint"),
-)
+BASELINE = "real_only"
+CO_TRAINING = next(name for name, method in METHODS.items() if method.moves_theta)
+MEASURED = tuple(name for name in metrics.METRICS if name != "false_positive_area")
+POOLED = {
+    "pooled_dice": metrics.Metric(None, "pooled Dice"),
+    "ece": metrics.Metric(None, "ECE", higher_is_better=False),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,40 +24,54 @@ class Score:
     """One method of one run on one test set.
 
     Attributes:
-      summary: of `metrics.aggregate` over the cases (several classes: over their mean per case).
-      by_case: Dice by case id; NaN where it is undefined.
-      groups: patient by case id, '' if unknown.
+      rows: by case id the `MEASURED` metrics (of several classes the mean), NaN where undefined.
+      units: by case id what the bootstrap draws; '' for the case alone.
+      over: how many of what it draws, such as '12 clusters'.
+      summary: of `statistics.aggregate`, over the cases that all methods of this run have a number
+        for, so that rows of one table are means over the same cases.
+      pooled: `POOLED` metrics, over all cases.
     """
 
     run: Run
     method: str
     test_set: str
+    rows: Mapping[str, Mapping]
+    units: Mapping[str, str]
+    over: str
     summary: Mapping
-    by_case: Mapping[str, float]
-    groups: Mapping[str, str]
+    pooled: Mapping[str, float]
 
     @property
-    def experiment(self) -> tuple[str, str, str]:
-        return self.run.experiment, self.run.data, self.run.labelled
+    def experiment(self) -> Experiment:
+        return self.run.experiment
+
+    def by_case(self, metric: str = "dice") -> dict[str, float]:
+        return {case: row.get(metric, math.nan) for case, row in self.rows.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Dice of method `a` minus Dice of method `b` in one experiment and on one test set.
+    """Method `a` minus method `b` in one experiment and on one test set.
 
     Attributes:
-      cases: `metrics.paired_difference` over test cases, of values averaged over seeds.
-      seeds: `metrics.summarise_seeds` over the mean paired difference of every seed.
+      cases: `statistics.paired_difference` of Dice over test cases, averaged over seeds.
+      hd95: the same of HD95.
+      seeds: `statistics.summarise_seeds` over the mean paired difference in Dice of every seed.
       seed_names: the seeds that have both methods.
+      over: what the bootstrap over cases draws.
+      p_holm: p value of the rank test, adjusted for all comparisons on this test set.
     """
 
-    experiment: tuple[str, str, str]
+    experiment: Experiment
     test_set: str
     a: str
     b: str
     cases: Mapping
+    hd95: Mapping
     seeds: Mapping
     seed_names: tuple[str, ...]
+    over: str
+    p_holm: float = math.nan
 
 
 def score_runs(runs: Sequence[Run]) -> list[Score]:
@@ -67,70 +82,108 @@ def score_runs(runs: Sequence[Run]) -> list[Score]:
     """
     scores, seen = [], {}
     for run in runs:
-        keys = sorted(run.evaluations, key=lambda key: (_rank(run, key[1]), METHODS.index(key[0])))
-        for method, test_set in keys:
-            identity = (run.experiment, run.data, run.labelled, run.seed, method, test_set)
+        for method, test_set in run.evaluations:
+            identity = (run.experiment, run.seed, method, test_set)
             if identity in seen:
                 raise InputError(
-                    f"{seen[identity]} and {run.workdir} both hold {method} of {run.experiment!r} "
+                    f"{seen[identity]} and {run.workdir} both hold {method} of {run.name!r} "
                     f"with seed {run.seed}: give only one of them, or train with another "
                     "config.name or config.seed."
                 )
             seen[identity] = run.workdir
-            rows = _one_row_per_case(run.evaluations[method, test_set])
-            groups = {row["id"]: str(row.get("group") or "") for row in rows}
-            scores.append(
-                Score(
-                    run,
-                    method,
-                    test_set,
-                    metrics.aggregate(rows, list(groups.values())),
-                    {row["id"]: row["dice"] for row in rows},
-                    groups,
-                )
-            )
+        for test_set, keys in grouped(run.evaluations, lambda key: key[1]):
+            scores += _score(run, [method for method, _ in keys], test_set)
+    return scores
+
+
+def _score(run: Run, methods: Sequence[str], test_set: str) -> list[Score]:
+    """Scores of the methods of one run on one test set, over the same cases."""
+    tables, groups = {}, {}
+    for method in methods:
+        by_case = metrics.rows_by_case(map(with_nan, run.evaluations[method, test_set]))
+        tables[method] = {i: metrics.mean_over_classes(rows) for i, rows in by_case.items()}
+        groups |= {i: str(rows[0].get("group") or "") for i, rows in by_case.items()}
+    common = {
+        metric: set(
+            statistics.common_cases(
+                [{i: r.get(metric, math.nan) for i, r in t.items()} for t in tables.values()]
+            )[0]
+        )
+        for metric in MEASURED
+    }
+    scores = []
+    for method, table in tables.items():
+        known = groups | dict(statistics.of_test_set(run.groups, test_set))
+        clusters = statistics.of_test_set(run.clusters, test_set)
+        units, over = statistics.units_of(list(table), known, clusters)
+        kept = [
+            {"status": row["status"]}
+            | {m: row.get(m, math.nan) if case in common[m] else math.nan for m in MEASURED}
+            for case, row in table.items()
+        ]
+        summary = statistics.aggregate(kept, units)
+        mean = run.summaries[method, test_set].get("mean")
+        mean = mean if isinstance(mean, Mapping) else {}
+        pooled = {name: _number_or_nan(mean.get(name)) for name in POOLED}
+        named = dict(zip(table, units, strict=True))
+        scores.append(Score(run, method, test_set, table, named, over, summary, pooled))
     return scores
 
 
 def compare(scores: Sequence[Score]) -> list[Comparison]:
-    """Every pair of methods that some seed of an experiment has on the same test set."""
+    """Every method against the baseline, and co-training against the other methods that draw."""
+    pairs = [(m, BASELINE) for m in METHODS if m != BASELINE]
+    pairs += [(CO_TRAINING, m) for m in METHODS if METHODS[m].draws and m != CO_TRAINING]
     found = []
     for experiment, test_set in dict.fromkeys((s.experiment, s.test_set) for s in scores):
         here = [s for s in scores if (s.experiment, s.test_set) == (experiment, test_set)]
-        for a, b in _COMPARISONS:
-            sides = [{s.run.seed: s for s in here if s.method == m} for m in (a, b)]
-            seeds = tuple(seed for seed in sides[0] if seed in sides[1])
-            if not seeds:
-                continue
-            groups = {k: v for seed in seeds for k, v in sides[0][seed].groups.items()}
-            averaged = [_mean_by_case([side[s].by_case for s in seeds]) for side in sides]
-            per_seed = [
-                metrics.paired_difference(sides[0][s].by_case, sides[1][s].by_case)["mean"]
-                for s in seeds
-            ]
-            found.append(
-                Comparison(
-                    experiment,
-                    test_set,
-                    a,
-                    b,
-                    metrics.paired_difference(*averaged, groups),
-                    metrics.summarise_seeds(per_seed),
-                    seeds,
-                )
-            )
+        compared = [c for c in (_compare(here, a, b) for a, b in pairs) if c]
+        adjusted = statistics.holm([c.cases["p_wilcoxon"] for c in compared])
+        found += [dataclasses.replace(c, p_holm=p) for c, p in zip(compared, adjusted, strict=True)]
     return found
 
 
-def _one_row_per_case(cases: Sequence[Mapping]) -> list[dict]:
-    """Mean over the classes of a case; null becomes NaN again."""
-    by_id: dict[str, list[dict]] = {}
-    for case in cases:
-        by_id.setdefault(str(case["case"]), []).append(with_nan(case))
-    return [
-        {"id": case_id, "group": rows[0].get("group", ""), **metrics.mean_over_classes(rows)}
-        for case_id, rows in by_id.items()
+def _compare(scores: Sequence[Score], a: str, b: str) -> Comparison | None:
+    sides = [{s.run.seed: s for s in scores if s.method == m} for m in (a, b)]
+    seeds = tuple(seed for seed in sides[0] if seed in sides[1])
+    if not seeds:
+        return None
+    first = sides[0][seeds[0]]
+    units = {k: v for seed in seeds for k, v in sides[0][seed].units.items()}
+    paired = {
+        metric: statistics.paired_difference(
+            *(mean_by_case([side[s].by_case(metric) for s in seeds]) for side in sides), units
+        )
+        for metric in ("dice", "hd95")
+    }
+    per_seed = [
+        statistics.paired_difference(sides[0][s].by_case(), sides[1][s].by_case())["mean"]
+        for s in seeds
     ]
+    return Comparison(
+        first.experiment,
+        first.test_set,
+        a,
+        b,
+        paired["dice"],
+        paired["hd95"],
+        statistics.summarise_seeds(per_seed),
+        seeds,
+        first.over,
+    )
+
+
+def against_threshold(score: Score) -> Mapping | None:
+    """`paired_difference` in Dice of a score and the grey-value threshold; None without one.
+
+    Runs of the first version kept the threshold's mean only: then the interval is that of the
+    score's own mean.
+    """
+    threshold: Threshold | None = score.run.thresholds.get(score.test_set)
+    if threshold is None:
+        return None
+    by_case = threshold.by_case or dict.fromkeys(score.rows, threshold.dice)
+    return statistics.paired_difference(score.by_case(), by_case, score.units)
 
 
 def with_nan(case: Mapping) -> dict:
@@ -141,12 +194,19 @@ def with_nan(case: Mapping) -> dict:
     }
 
 
-def _mean_by_case(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def mean_by_case(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Mean over seeds of every case that all of them have."""
     shared = [i for i in values[0] if all(i in other for other in values)]
     return {i: sum(v[i] for v in values) / len(values) for i in shared}
 
 
-def _rank(run: Run, test_set: str) -> tuple[int, str]:
-    order = [key.removeprefix("test/") for key in run.splits]
-    return (order.index(test_set) if test_set in order else len(order), test_set)
+def grouped(items: Iterable, key: Callable) -> list[tuple[Any, list]]:
+    """Groups in the order in which their first members come, members in their order."""
+    groups: dict = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return list(groups.items())
+
+
+def _number_or_nan(value) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan

@@ -1,145 +1,83 @@
-"""The report's numbers and the words for them: tables, paired comparisons, the verdict.
+"""The report's numbers as tables of text.
 
 Two spreads are kept apart. The interval over test cases (bootstrap) says how far the score of one
 trained model would move with other test images; the interval over seeds (Student's t) says how far
-it moves with another draw of the labelled images and another initialisation. Only the second can
-support a claim about a method.
+it moves when training is repeated. Only the second can support a claim about a method.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
-from fewshotseg.results import metrics
-from fewshotseg.results.report.inputs import METRICS, Run
-from fewshotseg.results.report.scores import BASELINE, CO_TRAINING, Comparison, Score, with_nan
+import numpy as np
 
-_EMPTY = ("both_empty", "reference_empty", "prediction_empty")
-CSV_COLUMNS = (
-    *("experiment", "data", "labelled", "seed", "method", "test_set", "metric"),
-    *("mean", "ci95_low", "ci95_high", "sd_over_cases", "n", *_EMPTY, "workdir"),
+from fewshotseg.results import metrics, statistics
+from fewshotseg.results.report import words
+from fewshotseg.results.report.advice import labelled_images
+from fewshotseg.results.report.inputs import Experiment
+from fewshotseg.results.report.scores import (
+    POOLED,
+    Comparison,
+    Score,
+    grouped,
+    with_nan,
 )
+
+SHOWN = ("hd95", "nsd", "sensitivity", "precision")  # beside Dice
+THRESHOLD = "grey-value threshold"
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Cells are text; the first `text_columns` columns are set flush left."""
+    """Cells are text; the first `text_columns` columns are set flush left.
+
+    Columns in `bars` hold shares in [0, 1], drawn as a bar behind the number.
+    """
 
     caption: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     text_columns: int
     note: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """tone is 'helped', 'none', 'hurt', or 'open' if it is too early for any of them."""
-
-    subject: str
-    tone: str
-    headline: str
-    text: str
-
-
-def verdicts(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> list[Verdict]:
-    """Did co-training help? One answer for each experiment and test set, never more than the data
-    bear: a claim about the method needs several seeds and an interval without 0 over seeds AND over
-    test cases."""
-    answers = []
-    for experiment in dict.fromkeys((run.experiment, run.data, run.labelled) for run in runs):
-        here = [
-            c
-            for c in comparisons
-            if c.experiment == experiment and (c.a, c.b) == (CO_TRAINING, BASELINE)
-        ]
-        answers += [_verdict(c) for c in here]
-        if not here:
-            answers.append(
-                Verdict(
-                    _name(experiment),
-                    "open",
-                    "No verdict yet.",
-                    f"It takes test scores of both {CO_TRAINING} and {BASELINE} from the same run.",
-                )
-            )
-    return answers
-
-
-def _verdict(comparison: Comparison) -> Verdict:
-    cases, seeds = comparison.cases, comparison.seeds
-    subject = f"{_name(comparison.experiment)}, test set {comparison.test_set}"
-    if not cases["n"]:
-        text = "There is no test case on which both methods have a Dice."
-        return Verdict(subject, "open", "No verdict yet.", text)
-    side = _side(cases["ci95"])
-    facts = (
-        f"Dice of {CO_TRAINING} minus {BASELINE}: {_signed(cases['mean'])}, 95 % CI over test "
-        f"cases {_interval(cases['ci95'], signed=True)} (paired, n = {cases['n']})."
-    )
-    if cases["n"] < 20:
-        facts += " So few test cases can hardly tell methods apart."
-    if seeds["n"] < 2:
-        headline = {
-            1: f"One seed: {CO_TRAINING} scored higher than {BASELINE} on these test cases.",
-            0: f"One seed, no measurable difference: hand over {BASELINE}.",
-            -1: f"One seed: {CO_TRAINING} scored lower. Hand over {BASELINE}.",
-        }[side]
-        advice = " Another draw of the labelled images may turn this round: train at least two "
-        advice += "more seeds before you conclude anything about the method."
-        return Verdict(subject, {1: "open", 0: "none", -1: "hurt"}[side], headline, facts + advice)
-    facts += (
-        f" Over {seeds['n']} seeds ({', '.join(comparison.seed_names)}): mean "
-        f"{_signed(seeds['mean'])}, sd {_number(seeds['sd'])}, 95 % CI "
-        f"{_interval(seeds['ci95'], signed=True)}."
-    )
-    side = side if side == _side(seeds["ci95"]) else 0
-    headline = {
-        1: "Co-training helped.",
-        0: f"Co-training made no measurable difference: hand over {BASELINE}.",
-        -1: f"Co-training hurt: hand over {BASELINE}.",
-    }[side]
-    if side == 0:
-        facts += " At least one of the two intervals contains 0."
-    return Verdict(subject, {1: "helped", 0: "none", -1: "hurt"}[side], headline, facts)
+    bars: tuple[int, ...] = ()
 
 
 def score_table(scores: Sequence[Score]) -> Table:
-    """Method x test set of every run, means over cases."""
+    """Method x test set of every run, means over the same test cases."""
     several = len({score.run.workdir for score in scores}) > 1
     named = len({score.experiment for score in scores}) > 1
-    lead = (*(("experiment", "labelled") if named else ()), *(("seed",) if several else ()))
     rows = []
-    for score in scores:
-        summary = score.summary
-        name = _short_name(score.experiment) if named else ()
-        name = (*name, score.run.seed) if several else name
-        cells = [_number(summary[m]["mean"], 1 if m == "hd95" else 3) for m in METRICS[1:]]
-        dice = f"{_number(summary['dice']['mean'])} {_interval(summary['dice']['ci95'])}"
-        empty = " / ".join(str(summary[key]) for key in _EMPTY)
-        count = (str(summary["dice"]["n"]), empty)
-        rows.append((*name, score.test_set, score.method, dice, *cells, *count))
-    header = (*lead, "test set", "method", "Dice [95 % CI over cases]", "Jaccard", "HD95 (px)")
-    note = "n counts the cases that have a Dice. The intervals are over test cases, not over seeds."
-    naive = [
-        f"{name} {dice:.3f}" + (f" (seed {run.seed})" if several else "")
-        for run in {score.run.workdir: score.run for score in scores}.values()
-        for name, dice in run.thresholds.items()
-    ]
-    if naive:
-        note += " Dice of the best single grey-value threshold, for comparison: "
-        note += ", ".join(naive) + "."
+    for _, here in itertools.groupby(scores, lambda s: (s.run.workdir, s.test_set)):
+        here = list(here)
+        first = here[0]
+        lead = _lead(first.experiment) if named else ()
+        lead = (*lead, first.run.seed) if several else lead
+        if first.test_set in first.run.thresholds:
+            rows.append((*lead, first.test_set, THRESHOLD, *_threshold_cells(here)))
+        rows += [(*lead, s.test_set, s.method, *_score_cells(s)) for s in here]
+    over = ", ".join(dict.fromkeys(f"{s.test_set}: {s.over}" for s in scores))
+    lead = (*(("experiment", "labelled") if named else ()), *(("seed",) if several else ()))
     return Table(
         "Mean over test cases",
-        (*header, "sensitivity", "precision", "n", "empty: both / ref. / pred."),
+        (
+            *(*lead, "test set", "method", "Dice [95 % CI over cases]"),
+            *(metrics.METRICS[m].heading for m in SHOWN),
+            *(metric.heading for metric in POOLED.values()),
+            *("n (left out)", "empty: both / ref. / pred.", "seconds"),
+        ),
         tuple(rows),
         len(lead) + 2,
-        note,
+        f"Means are over the same cases for all methods of a run; left out are cases without a Dice "
+        f"under some method. The intervals are over test cases, not over seeds, by bootstrap over "
+        f"{over}. NSD: surface Dice{_tolerance(scores)}. Pooled Dice and ECE (calibration error of "
+        "the probabilities) add the pixels of all cases. Seconds include the generator's "
+        "pre-training where a method draws.",
     )
 
 
 def class_table(scores: Sequence[Score]) -> Table:
-    """Dice of every class; empty if there is only one."""
+    """Every class on its own; empty if there is only one."""
     rows = []
     for score in scores:
         by_class: dict[str, list[Mapping]] = {}
@@ -148,133 +86,171 @@ def class_table(scores: Sequence[Score]) -> Table:
         if len(by_class) < 2:
             continue
         for name, cases in by_class.items():
-            dice = metrics.aggregate(cases, [str(c.get("group") or "") for c in cases])["dice"]
-            cells = (f"{_number(dice['mean'])} {_interval(dice['ci95'])}", str(dice["n"]))
-            run = (*_short_name(score.experiment), score.run.seed)
-            rows.append((*run, score.test_set, score.method, name, *cells))
+            units = [score.units[str(case["case"])] for case in cases]
+            found = statistics.aggregate(cases, units)
+            dice = f"{words.number(found['dice']['mean'])} {words.interval(found['dice']['ci95'])}"
+            run = (*_lead(score.experiment), score.run.seed, score.test_set, score.method, name)
+            hd95 = words.of_metric("hd95", found["hd95"]["mean"])
+            rows.append((*run, dice, hd95, str(found["dice"]["n"])))
     header = ("experiment", "labelled", "seed", "test set", "method", "class")
-    header = (*header, "Dice [95 % CI over cases]", "n")
-    return Table("Dice of every class", header, tuple(rows), 6)
+    header = (*header, "Dice [95 % CI over cases]", "HD95 (px)", "n")
+    return Table("Every class", header, tuple(rows), 6)
 
 
 def seed_table(scores: Sequence[Score]) -> Table:
     """Mean, sd and t interval over seeds; only what has two seeds or more."""
     named = len({score.experiment for score in scores}) > 1
-    rows = []
-    for key in dict.fromkeys((s.experiment, s.test_set, s.method) for s in scores):
-        by_seed = {
-            s.run.seed: s.summary for s in scores if (s.experiment, s.test_set, s.method) == key
+    rows, left_out = [], 0
+    for _, here in grouped(scores, lambda s: (s.experiment, s.test_set)):
+        common = {
+            m: statistics.common_cases([s.by_case(m) for s in here])[0] for m in ("dice", *SHOWN)
         }
-        if len(by_seed) < 2:
-            continue
-        over = {
-            metric: metrics.summarise_seeds([s[metric]["mean"] for s in by_seed.values()])
-            for metric in METRICS
-        }
-        dice = over["dice"]
-        rows.append(
-            (
-                *(_short_name(key[0]) if named else ()),
-                key[1],
-                key[2],
-                str(len(by_seed)),
-                f"{_number(dice['mean'])} \u00b1 {_number(dice['sd'])}",
-                _interval(dice["ci95"]),
-                *(_number(over[m]["mean"], 1 if m == "hd95" else 3) for m in METRICS[1:]),
+        left_out += len({i for s in here for i in s.rows}) - len(common["dice"])
+        for method, of_method in grouped(here, lambda s: s.method):
+            if len(of_method) < 2:
+                continue
+            over = {}
+            for m, ids in common.items():
+                means = [np.mean([s.rows[i][m] for i in ids] or [math.nan]) for s in of_method]
+                over[m] = statistics.summarise_seeds(means)
+            first, dice = of_method[0], over["dice"]
+            pooled = [np.mean([s.pooled[name] for s in of_method]) for name in POOLED]
+            seconds = np.mean([s.run.seconds(method) for s in of_method])
+            rows.append(
+                (
+                    *(_lead(first.experiment) if named else ()),
+                    *(first.test_set, method, str(len(of_method))),
+                    f"{words.number(dice['mean'])} \u00b1 {words.number(dice['sd'])}",
+                    words.interval(dice["ci95"]),
+                    *(words.of_metric(m, over[m]["mean"]) for m in SHOWN),
+                    *map(words.number, pooled),
+                    words.number(seconds, 0),
+                )
             )
-        )
+    lead = ("experiment", "labelled") if named else ()
     return Table(
         "Over seeds",
         (
-            *(("experiment", "labelled") if named else ()),
-            *("test set", "method", "seeds", "Dice mean \u00b1 sd"),
-            *("95 % CI over seeds", "Jaccard", "HD95 (px)", "sensitivity", "precision"),
+            *(*lead, "test set", "method", "seeds", "Dice mean \u00b1 sd", "95 % CI over seeds"),
+            *(metrics.METRICS[m].heading for m in SHOWN),
+            *(metric.heading for metric in POOLED.values()),
+            "seconds",
         ),
         tuple(rows),
-        4 if named else 2,
-        "Every seed draws other labelled images. Student's t interval of the mean over seeds.",
+        len(lead) + 2,
+        f"{labelled_images([s.run for s in scores])} Student's t interval of the mean over "
+        "seeds. Means are over the same test cases for all methods and seeds"
+        + (f" ({left_out} left out)." if left_out else "."),
     )
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
-    """Paired differences in Dice."""
+    """Paired differences in Dice and HD95."""
     several = len({c.experiment for c in comparisons}) > 1
     rows = [
         (
-            *(_short_name(c.experiment) if several else ()),
+            *(_lead(c.experiment) if several else ()),
             c.test_set,
             f"{c.a} \u2212 {c.b}",
-            f"{_signed(c.cases['mean'])} {_interval(c.cases['ci95'], signed=True)}",
+            f"{words.signed(c.cases['mean'])} {words.interval(c.cases['ci95'], sign=True)}",
+            words.p_value(c.p_holm),
+            f"{words.signed(c.hd95['mean'], 1)} {words.interval(c.hd95['ci95'], 1, sign=True)}",
             f"{c.cases['n']} ({c.cases['n_left_out']})",
-            "< 0.001" if c.cases["p_wilcoxon"] < 0.001 else _number(c.cases["p_wilcoxon"]),
             str(c.seeds["n"]),
-            _interval(c.seeds["ci95"], signed=True) if c.seeds["n"] > 1 else "needs 2 seeds",
+            words.interval(c.seeds["ci95"], sign=True) if c.seeds["n"] > 1 else "needs 2 seeds",
         )
         for c in comparisons
     ]
+    over = ", ".join(dict.fromkeys(f"{c.test_set}: {c.over}" for c in comparisons))
     return Table(
-        "Paired differences in Dice",
+        "Paired differences",
         (
             *(("experiment", "labelled") if several else ()),
-            *("test set", "methods", "difference [95 % CI over cases]", "n (left out)"),
-            *("p (Wilcoxon)", "seeds", "95 % CI over seeds"),
+            *("test set", "methods", "Dice [95 % CI over cases]", "p (Wilcoxon, Holm)"),
+            *("HD95, px [95 % CI over cases]", "n (left out)", "seeds"),
+            "Dice, 95 % CI over seeds",
         ),
         tuple(rows),
         4 if several else 2,
-        "The same test cases under both methods, averaged over seeds first. Left out are cases "
-        "where a method has no Dice because both masks are empty. p is not corrected for the "
-        "number of rows.",
+        "The same test cases under both methods, averaged over seeds first; higher Dice and lower "
+        f"HD95 are better. Bootstrap and rank test over {over}. p is adjusted by Holm's method for "
+        "all comparisons on the same test set. Left out are cases where a method has no Dice.",
     )
 
 
-def csv_rows(scores: Sequence[Score]) -> list[dict]:
-    """Unrounded: one row for every run, method, test set and metric."""
-    return [
-        {
-            "experiment": score.run.experiment,
-            "data": score.run.data,
-            "labelled": score.run.labelled,
-            "seed": score.run.seed,
-            "method": score.method,
-            "test_set": score.test_set,
-            "metric": metric,
-            "mean": score.summary[metric]["mean"],
-            "ci95_low": score.summary[metric]["ci95"][0],
-            "ci95_high": score.summary[metric]["ci95"][1],
-            "sd_over_cases": score.summary[metric]["sd"],
-            "n": score.summary[metric]["n"],
-            **{key: score.summary[key] for key in _EMPTY},
-            "workdir": str(score.run.workdir),
-        }
-        for score in scores
-        for metric in METRICS
+def case_table(scores: Sequence[Score], first: str) -> Table:
+    """Every case of one run and test set, the worst of method `first` on top."""
+    by_method = {score.method: score for score in scores}
+    lead = by_method.get(first) or scores[0]
+    methods = [lead.method, *(m for m in by_method if m != lead.method)]
+    dice = {m: by_method[m].by_case() for m in methods}
+    order = sorted(lead.rows, key=lambda i: (_last(dice[lead.method][i]), i))
+    grouped = any(lead.units.values())
+    rows = [
+        (
+            case,
+            *((lead.units[case] or "\u2013",) if grouped else ()),
+            *(words.number(dice[m].get(case, math.nan)) for m in methods),
+            words.of_metric("hd95", lead.rows[case]["hd95"]),
+            words.of_metric("nsd", lead.rows[case].get("nsd", math.nan)),
+            _STATUS_WORDS.get(lead.rows[case]["status"], ""),
+        )
+        for case in order
     ]
+    text_columns = 2 if grouped else 1
+    header = (
+        *("case", *(("group",) if grouped else ())),
+        *(f"Dice, {m}" for m in methods),
+        *(f"HD95 (px), {lead.method}", f"NSD, {lead.method}", f"empty, {lead.method}"),
+    )
+    bars = tuple(range(text_columns, text_columns + len(methods)))
+    caption = f"Every test case of {lead.test_set}, the worst of {lead.method} first"
+    return Table(caption, header, tuple(rows), text_columns, bars=bars)
 
 
-def _name(experiment) -> str:
-    name, labelled = _short_name(experiment)
-    return f"{name}, {labelled} labelled images"
+_STATUS_WORDS = {
+    "both_empty": "both: no score",
+    "reference_empty": "reference: false alarm",
+    "prediction_empty": "prediction: miss",
+}
 
 
-def _short_name(experiment) -> tuple[str, str]:
-    name, data, labelled = experiment
-    return (f"{name} ({data})" if data and data not in name else name), labelled.split(" ")[0]
+def _score_cells(score: Score) -> tuple[str, ...]:
+    summary, dice = score.summary, score.summary["dice"]
+    return (
+        f"{words.number(dice['mean'])} {words.interval(dice['ci95'])}",
+        *(words.of_metric(m, summary[m]["mean"]) for m in SHOWN),
+        *map(words.number, score.pooled.values()),
+        f"{dice['n']} ({dice['n_nan']})",
+        " / ".join(str(summary[key]) for key in statistics.STATUSES),
+        words.number(score.run.seconds(score.method), 0),
+    )
 
 
-def _side(interval) -> int:
-    """1 above zero, -1 below, 0 if the interval holds zero or is undefined."""
-    low, high = interval
-    return int(low > 0) - int(high < 0)
+def _threshold_cells(scores: Sequence[Score]) -> tuple[str, ...]:
+    """Dice of the threshold, over the same cases where they are known."""
+    threshold = scores[0].run.thresholds[scores[0].test_set]
+    ids, left_out = statistics.common_cases(
+        [*(s.by_case() for s in scores), threshold.by_case or scores[0].by_case()]
+    )
+    blank = ("",) * (len(SHOWN) + len(POOLED))
+    if not threshold.by_case:
+        return (words.number(threshold.dice), *blank, "", "", "")
+    values = [threshold.by_case[i] for i in ids]
+    units = [scores[0].units[i] for i in ids]
+    mean = float(np.mean(values)) if values else math.nan
+    ends = words.interval(statistics.bootstrap_interval(values, units))
+    return (f"{words.number(mean)} {ends}", *blank, f"{len(ids)} ({left_out})", "", "")
 
 
-def _number(value: float, digits: int = 3) -> str:
-    return "\u2013" if math.isnan(value) else f"{value:.{digits}f}"
+def _tolerance(scores: Sequence[Score]) -> str:
+    found = {s.run.summaries[s.method, s.test_set].get("nsd_tolerance") for s in scores} - {None}
+    return f" at a tolerance of {' or '.join(sorted(found))}" if found else ""
 
 
-def _signed(value: float) -> str:
-    return "\u2013" if math.isnan(value) else f"{value:+.3f}"
+def _lead(experiment: Experiment) -> tuple[str, str]:
+    return experiment.title, experiment.labelled.split(" ")[0]
 
 
-def _interval(pair, signed: bool = False) -> str:
-    text = _signed if signed else _number
-    return "" if math.isnan(pair[0]) else f"[{text(pair[0])}, {text(pair[1])}]"
+def _last(value: float) -> float:
+    return math.inf if math.isnan(value) else value

@@ -1,0 +1,109 @@
+"""Models of run folders: which one is loaded, and that it predicts as its network does."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import demo
+from fewshotseg import files
+from fewshotseg.errors import InputError
+from fewshotseg.methods import METHODS
+from fewshotseg.models import factory
+from fewshotseg.results import predictor as predictors
+from fewshotseg.results.choice import predicting_method
+from fewshotseg.runs import checkpoint
+
+TRAINED = ("real_only", "joint", "end2end")
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    """A tiny network and weights."""
+    config = demo.get_config("runlocal")
+    spec = factory.Spec(num_classes=2, image_size=(32, 32), channels=3)
+    network = factory.create_segmenter("unet", config.segmenter.unet.to_dict(), spec)
+    return network, jax.device_get(network.init(jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, segmenter):
+    """A run folder; every method has its own weights, and end2end the worst validation Dice."""
+    root = tmp_path_factory.mktemp("run")
+    config = json.loads(demo.get_config("runlocal").to_json())
+    files.write_json(root / "config.json", {**config, "methods": list(TRAINED)})
+    files.write_json(root / "classes.json", ["lesion"])
+    for number, (method, dice) in enumerate(zip(TRAINED, (0.7, 0.9, 0.3), strict=True)):
+        weights = jax.tree.map(lambda w, n=number: w + 0.01 * n, segmenter[1])
+        best = {
+            "players": {"segmenter": weights},
+            "dice": np.float32(dice),
+            "step": np.int32(10 + number),
+        }
+        saved = checkpoint.Checkpoints(root / method / "checkpoints")
+        saved.save(20, {"w": np.zeros(1)}, best, {})
+        saved.close()
+    return root
+
+
+def _number(predictor, segmenter):
+    """Which of the models `run` saved."""
+    (weights,) = predictor.predict_probabilities.args
+    difference = jax.tree.map(lambda a, b: float(np.mean(a - b)), weights, segmenter[1])
+    return TRAINED[round(100 * np.mean(jax.tree.leaves(difference)))]
+
+
+def test_the_configuration_chooses_and_no_score_does(run, segmenter):
+    default = predictors.load_predictor(run)
+    assert _number(default, segmenter) == "end2end"  # the worst on the validation images
+    assert "end2end of" in default.source and "the last of the run's methods" in default.source
+    assert "step 12" in default.source
+    for method in TRAINED:
+        named = predictors.load_predictor(run, method)
+        assert _number(named, segmenter) == method and "named by predict.method" in named.source
+        assert _number(predictors.load_predictor(run / method), segmenter) == method
+
+
+def test_the_run_may_name_a_method_when_it_is_trained(run, segmenter, tmp_path):
+    config = json.loads((run / "config.json").read_text())
+    (tmp_path / "run").symlink_to(run)  # same checkpoints, another configuration
+    for method in ("real_only", "joint"):
+        (tmp_path / "named" / method).mkdir(parents=True)
+        (tmp_path / "named" / method / "checkpoints").symlink_to(run / method / "checkpoints")
+    config["predict"]["method"] = "real_only"
+    files.write_json(tmp_path / "named" / "config.json", config)
+    files.write_json(tmp_path / "named" / "classes.json", ["lesion"])
+    assert _number(predictors.load_predictor(tmp_path / "named"), segmenter) == "real_only"
+    assert _number(predictors.load_predictor(tmp_path / "named", "joint"), segmenter) == "joint"
+    with pytest.raises(InputError, match="predict.method is 'end2end', but trained .* joint"):
+        predictors.load_predictor(tmp_path / "named", "end2end")
+
+
+def test_probabilities_are_those_of_the_network(run, segmenter):
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
+    found = predictors.load_predictor(run / "real_only").predict_probabilities(images)
+    logits = segmenter[0].apply(segmenter[1], images, None)
+    assert found.shape == (2, 32, 32, 1)
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-np.asarray(logits))), atol=1e-5)
+
+
+def test_folders_without_a_model(run, tmp_path):
+    with pytest.raises(InputError, match="not the folder of a run"):
+        predictors.load_predictor(tmp_path)
+    files.write_json(tmp_path / "config.json", json.loads((run / "config.json").read_text()))
+    with pytest.raises(InputError, match="nothing is trained here yet: run --mode=train first"):
+        predictors.load_predictor(tmp_path)
+    with pytest.raises(InputError, match=r"is not the folder of joint: give --workdir="):
+        predictors.load_predictor(run / "real_only", "joint")
+
+
+def test_rule_of_choice():
+    methods = ("real_only", "separate", "end2end")
+    assert predicting_method("", methods, methods)[0] == "end2end"
+    method, why = predicting_method("", methods, ("real_only",))
+    assert method == "real_only" and "end2end is not yet" in why
+    # Trained with other methods than the configuration lists now: the table's order.
+    assert predicting_method("", (), ("end2end", "real_only"))[0] == list(METHODS)[-1]
+    with pytest.raises(InputError, match="nothing is trained"):
+        predicting_method("", methods, ())
