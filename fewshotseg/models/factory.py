@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -24,12 +25,13 @@ class Network(NamedTuple):
     Attributes:
       init: `key -> params`.
       apply: `(params, *inputs) -> outputs`.
-      module: what it was made of.
+      mixing: shapes `(cells, candidates)` of the mixing weights it takes, by side; empty where nothing
+        is searched.
     """
 
     init: Callable[[PRNGKey], Params]
     apply: Callable
-    module: nn.Module
+    mixing: Mapping[str, tuple[int, int]] = MappingProxyType({})
 
 
 def network(module: nn.Module, *inputs) -> Network:
@@ -45,7 +47,7 @@ def network(module: nn.Module, *inputs) -> Network:
         examples = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), inputs)
         return layers.init_params(module, key, *examples)
 
-    return Network(init, lambda params, *args: module.apply({"params": params}, *args), module)
+    return Network(init, lambda params, *args: module.apply({"params": params}, *args))
 
 
 def create_module(
@@ -118,9 +120,10 @@ def create_generator(name: str, fields: Mapping[str, Any], spec: Spec) -> Networ
     num_levels = pix2pix.max_levels(min(spec.image_size), fields["num_levels"])
     fields = {**fields, "num_levels": num_levels}
     module = create_module("generator", GENERATORS, name, fields, num_channels=spec.channels)
-    mixing = jax.ShapeDtypeStruct(module.mixing_shape, jnp.float32)
-    mixing = dict.fromkeys(spec.searched, mixing)
-    return network(module, spec.array(spec.num_classes - 1), mixing, None)
+    weights = jax.ShapeDtypeStruct(module.mixing_shape, jnp.float32)
+    inputs = spec.array(spec.num_classes - 1), dict.fromkeys(spec.searched, weights), None
+    mixing = dict.fromkeys(spec.searched, module.mixing_shape)
+    return network(module, *inputs)._replace(mixing=mixing)
 
 
 def create_discriminator(name: str, fields: Mapping[str, Any], spec: Spec) -> Network:

@@ -139,8 +139,7 @@ def create_parts(
     networks = create_networks(config, spec)
     moving = tuple(config.outer.variables) if method.moves_theta and stage == "train" else ()
     settings = {"synthetic_weight": config.loss.synthetic_weight}
-    shape = getattr(networks["generator"].module, "mixing_shape", None)
-    settings["architecture"] = {side: shape for side in spec.searched if shape}
+    settings["architecture"] = next((n.mixing for n in networks.values() if n.mixing), {})
     theta, use = outer_variables.create(settings, moving, stages.step_key(config.seed, "init", 0))
 
     gan_optimizer = _optimizer(config.gan_optim, config.pretrain.num_steps)
