@@ -42,8 +42,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
-from fewshotseg.hypergradient import evolution, implicit, inner_gradient
-from fewshotseg.hypergradient import unroll as hg
+from fewshotseg import hypergradient as hg
+from fewshotseg.hypergradient import inner_gradient
 
 jax.config.update("jax_enable_x64", True)
 
@@ -54,8 +54,9 @@ jax.config.update("jax_enable_x64", True)
 # rate $\eta$ shrinks $w - A$ by $1 - \eta h$ per step, so with $D = w_K - t$ the hypergradient of $K$
 # steps is $(1 - (1-\eta h)^K) D$, and $D$ if training converges.
 #
-# An estimator is made from an *inner step* and an *outer loss*, both pure functions. The inner step gets
-# its gradient from `inner_gradient.mixed`, so that differentiating it once more is cheap.
+# An estimator is made from an *inner step* and an *outer loss*, both pure functions, and is one itself:
+# wrap it in `jax.jit`. The inner step gets its gradient from `inner_gradient.mixed`, so that
+# differentiating it once more is cheap.
 
 # %%
 h, eta, alpha, t = 1.7, 0.2, 0.3, 0.4
@@ -88,15 +89,22 @@ print("unrolled  ", float(result.grad), "  by hand ", (1 - (1 - eta * h) ** K) *
 
 # %% [markdown]
 # The second family does not look at the steps. At a converged $w$, $g(w, A) = 0$, and the implicit function
-# theorem gives $dV/dA = \nabla_A V - M^\top H^{-1} v$. It needs the inner problem as an equation:
+# theorem gives $dV/dA = \nabla_A V - M^\top H^{-1} v$. It needs the inner problem as an equation, and
+# a *solver* for $H^{-1} v$:
 
 # %%
-equation = implicit.Stationarity(
+equation = hg.Stationarity(
     weights=lambda w: w,
     replace=lambda state, w: w,
     gradient=lambda w, A, batch, rng: inner_gradient.mixed(loss)(w, A, batch)[1],
     update=lambda g, w: -eta * g,
 )
+
+
+def implicit(solver):
+    return hg.implicit_gradient(inner_step, outer_loss, equation, solver)
+
+
 estimators = {
     "unrolled": (hg.unrolled(inner_step, outer_loss), 1 - (1 - eta * h) ** K),
     "truncated, k=2": (
@@ -104,21 +112,18 @@ estimators = {
         1 - (1 - eta * h) ** 2,
     ),
     "one_step": (hg.one_step(inner_step, outer_loss), eta * h),
-    "identity": (
-        implicit.identity(inner_step, outer_loss, equation, step_size=alpha),
-        alpha * h,
-    ),
+    "identity": (implicit(hg.identity(step_size=alpha)), alpha * h),
     "neumann, n=5": (
-        implicit.neumann(inner_step, outer_loss, equation, num_terms=5, step_size=alpha),
+        implicit(hg.neumann(num_terms=5, step_size=alpha)),
         1 - (1 - alpha * h) ** 6,
     ),
     "conjugate_gradient": (
-        implicit.conjugate_gradient(inner_step, outer_loss, equation, num_terms=1, damping=0.1),
+        implicit(hg.conjugate_gradient(num_terms=1, damping=0.1)),
         h / (h + 0.1),
     ),
-    "sama": (implicit.sama(inner_step, outer_loss, equation), eta * h),
+    "sama": (implicit(hg.sama()), eta * h),
     "evolution_strategies": (
-        evolution.evolution_strategies(inner_step, outer_loss, num_pairs=400, sigma=0.1),
+        hg.evolution_strategies(inner_step, outer_loss, num_pairs=400, sigma=0.1),
         1 - (1 - eta * h) ** K,
     ),
 }
@@ -155,24 +160,19 @@ def predict(w, x):
     return jax.nn.silu(x @ w["in"] + w["bias"]) @ w["out"]
 
 
-def train_loss(w, A, batch):
+def train_loss(w, A, batch, rng):
     each = optax.sigmoid_binary_cross_entropy(predict(w, x_train), y_train)
     ridge = sum((p**2).sum() for p in jax.tree.leaves(w))
     return (jax.nn.sigmoid(A) * each).mean() + 1e-3 * ridge, {}
 
 
 def make_step(gradient=inner_gradient.mixed):
-    def step(state, A, batch, rng):
-        (value, _), g = gradient(train_loss)(state["w"], A, batch)
-        updates, opt = optimizer.update(g, state["opt"], state["w"])
-        return {"w": optax.apply_updates(state["w"], updates), "opt": opt}, {"loss": value}
-
-    return step
+    return hg.gradient_step(train_loss, optimizer, gradient=gradient)
 
 
 def validation_loss(state, A, batch):
     x, y = batch
-    return optax.sigmoid_binary_cross_entropy(predict(state["w"], x), y).mean(), {}
+    return optax.sigmoid_binary_cross_entropy(predict(state.params, x), y).mean(), {}
 
 
 w = {
@@ -180,7 +180,7 @@ w = {
     "bias": jnp.zeros(16),
     "out": jnp.asarray(numbers.normal(0, 0.3, 16)),
 }
-start = {"w": w, "opt": optimizer.init(w)}
+start = hg.TrainState(w, optimizer.init(w))
 A = jnp.zeros(60)
 
 
@@ -196,7 +196,7 @@ def cosine(a, b):
 # First the proof: the hypergradient of 20 steps equals central differences.
 
 # %%
-exact = hg.unrolled(make_step(), validation_loss, compile=lambda f, **_: jax.jit(f))
+exact = jax.jit(hg.unrolled(make_step(), validation_loss))
 grad = exact(*problem(20)).grad
 direction = jnp.asarray(numbers.standard_normal(60))
 V = jax.jit(lambda A: exact(A, *problem(20)[1:]).loss)
@@ -212,39 +212,30 @@ assert abs(float(grad @ direction) / float(difference) - 1) < 1e-6
 # look back less far, or not at all?
 
 # %%
-jit = lambda f, **_: jax.jit(f)  # noqa: E731
 LONG = 400
 truth = exact(*problem(LONG))
 trained = problem(1, truth.inner_state)
-equation = implicit.Stationarity(
-    weights=lambda state: state["w"],
-    replace=lambda state, w: {**state, "w": w},
-    gradient=lambda state, A, batch, rng: inner_gradient.mixed(train_loss)(state["w"], A, batch)[1],
-    update=lambda g, state: optimizer.update(g, state["opt"], state["w"])[0],
-)
+equation = hg.stationarity(train_loss, optimizer)
 
 
 def stay(state, A, batch, rng):
     return state, {}
 
 
+def implicit(solver, step=stay):
+    return jax.jit(hg.implicit_gradient(step, validation_loss, equation, solver))
+
+
 lengths = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 curves = {"truncated (k)": [], "neumann (n)": [], "conjugate_gradient (n)": []}
 for n in lengths:
-    estimate = hg.truncated(make_step(), validation_loss, horizon=n, compile=jit)
+    estimate = jax.jit(hg.truncated(make_step(), validation_loss, horizon=n))
     curves["truncated (k)"].append(cosine(estimate(*problem(LONG)).grad, truth.grad))
-    estimate = implicit.neumann(
-        stay, validation_loss, equation, num_terms=n, step_size=1.0, compile=jit
-    )
+    estimate = implicit(hg.neumann(num_terms=n, step_size=1.0))
     curves["neumann (n)"].append(cosine(estimate(*trained).grad, truth.grad))
-    estimate = implicit.conjugate_gradient(
-        stay, validation_loss, equation, num_terms=n, damping=1e-2, compile=jit
-    )
+    estimate = implicit(hg.conjugate_gradient(num_terms=n, damping=1e-2))
     curves["conjugate_gradient (n)"].append(cosine(estimate(*trained).grad, truth.grad))
-single = {
-    "identity": implicit.identity(stay, validation_loss, equation, step_size=1.0),
-    "sama": implicit.sama(stay, validation_loss, equation),
-}
+single = {"identity": implicit(hg.identity(step_size=1.0)), "sama": implicit(hg.sama())}
 figure, axis = plt.subplots(figsize=(6, 3.5))
 for name, values in curves.items():
     axis.plot(lengths, values, marker="o", label=name)
@@ -280,7 +271,7 @@ variants = {
 steps = (4, 16, 64, 256)
 figure, axis = plt.subplots(figsize=(6, 3.5))
 for name, (gradient, remat) in variants.items():
-    estimate = hg.unrolled(make_step(gradient), validation_loss, remat=remat, compile=jit)
+    estimate = jax.jit(hg.unrolled(make_step(gradient), validation_loss, remat=remat))
     needs = [
         estimate.lower(*problem(K)).compile().memory_analysis().temp_size_in_bytes / 1024
         for K in steps
@@ -316,14 +307,12 @@ def meta_train(estimate, rounds=60, K=10):
 
 
 choices = {
-    "unrolled": hg.unrolled(make_step(), validation_loss, compile=jit),
-    "one_step": hg.one_step(make_step(), validation_loss, compile=jit),
-    "neumann": implicit.neumann(
-        make_step(), validation_loss, equation, num_terms=20, step_size=1.0, compile=jit
-    ),
-    "sama": implicit.sama(make_step(), validation_loss, equation, compile=jit),
-    "evolution_strategies": evolution.evolution_strategies(
-        make_step(), validation_loss, num_pairs=30, sigma=0.3, compile=jit
+    "unrolled": jax.jit(hg.unrolled(make_step(), validation_loss)),
+    "one_step": jax.jit(hg.one_step(make_step(), validation_loss)),
+    "neumann": implicit(hg.neumann(num_terms=20, step_size=1.0), make_step()),
+    "sama": implicit(hg.sama(), make_step()),
+    "evolution_strategies": jax.jit(
+        hg.evolution_strategies(make_step(), validation_loss, num_pairs=30, sigma=0.3)
     ),
 }
 print(f"{'':22}{'wrong':>8}{'right':>8}{'V':>8}{'seconds':>9}")
@@ -335,6 +324,6 @@ for name, estimate in choices.items():
 assert outcome["unrolled"][0] < outcome["unrolled"][1] - 0.1
 
 # %% [markdown]
-# To go on: the docstrings of `hypergradient`, `implicit` and `evolution` have the formula, the cost, the
-# bias and the source of each; `python run.py --mode=hypergradient` makes the same comparison on a
+# To go on: the docstrings have the formula, the cost, the bias and the source of each, `docs/estimators.md`
+# another problem in 40 lines; `python run.py --mode=hypergradient` makes the same comparison on a
 # segmentation problem, with your images.
