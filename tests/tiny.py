@@ -59,20 +59,15 @@ def _is_known(name, value):
 @contextlib.contextmanager
 def float64():
     """64-bit numbers, and single operations compiled fast, until the end of the block."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
+    names = "jax_disable_most_optimizations", "jax_enable_x64"
+    before = {name: jax.config.values[name] for name in names}
     try:
-        with _enable_x64(True):
-            yield
+        for name in names:
+            jax.config.update(name, True)
+        yield
     finally:
-        jax.config.update("jax_disable_most_optimizations", before)
-
-
-def _enable_x64(new_value):
-    """`jax.enable_x64`; JAX before 0.8 had it in `jax.experimental`, from where it has gone since."""
-    if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(new_value)
-    return jax.experimental.enable_x64(new_value)
+        for name in names:
+            jax.config.update(name, before[name])
 
 
 # --- Methods -------------------------------------------------------------------------------------

@@ -28,9 +28,8 @@ all take the K inner steps, so that training goes on from there:
     theta = theta - rate * result.grad
     inner_state = result.inner_state
 
-    jax.pmap(estimate, axis_name="devices", in_axes=(None, None, 0, 0, None), out_axes=None)
-
-(for the last, the estimator and the inner step are made with axis_name="devices").
+Over devices, it goes into `jax.pmap` with axis_name="i", in_axes=(None, None, 0, 0, None) and
+out_axes=None, if the estimator and the inner step were made with axis_name="i".
 
 Worked through on the smallest example: L = h/2 (w - A)^2, V = 1/2 (w - t)^2, gradient descent at rate
 eta. Then g = h (w - A), H = h, M = -h, w_K - A = (1 - eta h)^K (w_0 - A), and with D = w_K - t
