@@ -58,6 +58,25 @@ def test_mean_and_variance_are_as_stated():
     assert variance == pytest.approx((len(exact) + 1) / 16, rel=0.25)
 
 
+@pytest.mark.parametrize(("size", "expected", "spread"), [(12, 0.64, 0.12), (24, 0.50, 0.11)])
+def test_cosine_of_eight_pairs_is_as_stated(size, expected, spread):
+    """V = A_0: the mean and spread quoted in benchmarks/README.md, and the formula of the docstring."""
+    estimate = hypergradient.evolution_strategies(
+        lambda w, a, batch, rng: (a[0], {}), lambda w, a, _: (w, {}), num_pairs=8, sigma=0.1
+    )
+
+    @tiny.jit
+    def cosine(key):
+        keys = jax.random.split(key, 1)
+        grad = estimate(jnp.zeros(size), jnp.float64(0.0), None, None, keys).grad
+        return grad[0] / jnp.linalg.norm(grad)
+
+    draws = np.array(jax.vmap(cosine)(jax.random.split(jax.random.key(0), 2000)))
+    assert draws.mean() == pytest.approx(expected, abs=0.015)
+    assert draws.std() == pytest.approx(spread, abs=0.01)
+    assert draws.mean() == pytest.approx((1 + (size + 1) / 8) ** -0.5, abs=0.03)
+
+
 def test_of_a_linear_loss_in_one_variable_only_the_noise_remains():
     """V = 3 A: every pair gives 3 e^2, whatever sigma."""
     estimate = hypergradient.evolution_strategies(
