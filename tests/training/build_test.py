@@ -144,7 +144,7 @@ def test_a_new_generator_family_is_one_file_and_one_row(monkeypatch):
         return factory.Network(
             lambda key: {"colour": jax.random.normal(key, (1, spec.channels))},
             lambda params, masks: masks @ params["colour"],
-            None,
+            {"encoder": (1, 3)},
         )
 
     monkeypatch.setitem(build.FAMILIES, "paint", build.FamilyRow(family, {"painter": painter}))
