@@ -92,9 +92,9 @@ def rows_of(config, workdir: pathlib.Path):
         row["dice_low"], row["dice_high"] = summary["mean"]["dice"]["ci95"]
         row["cases"], row["undefined"] = summary["num_cases"], summary["mean"]["dice"]["n_nan"]
         row["bootstrap_over"] = summary["bootstrap_over"]
-        row["validation_dice"] = run.logs[method][-1].get("validation/best_dice")
+        row["validation_dice"] = run.logs[method][-1].get("validation/model_dice")
         row["steps"], row["seconds"] = config.train.num_steps, round(run.seconds(method), 1)
-        row["image_size"], row["width"] = config.data.image_size, config.segmenter.width
+        row["image_size"], row["width"] = config.data.image_size, config.segmenter.unet.width
         row["device"] = run.environment["device"]
         row["revision"] = run.environment["git_revision"]
         yield row

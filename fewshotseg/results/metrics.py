@@ -28,7 +28,7 @@ EMPTY_MASKS = (
     "diagonal, sensitivity is undefined. "
     "Only the prediction empty, a miss: Dice, NSD and sensitivity are 0, HD95 is the image's "
     "diagonal, precision is undefined. "
-    "The same rule chooses checkpoints on the validation images."
+    "The same rule holds on the validation images, also where they choose a checkpoint."
 )
 CONVENTION = (
     f"Each class of each case is measured at the image's original size. {EMPTY_MASKS} "
@@ -258,7 +258,7 @@ def mean_over_classes(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def mean_dice(cases: Sequence[Sequence[Mapping[str, Any]]]) -> float:
-    """The number that chooses a checkpoint, by the same rule as the tests: see `CONVENTION`.
+    """What is measured on the validation images, by the same rule as the tests: see `CONVENTION`.
 
     Args:
       cases: what `case_metrics` returned, of every case.

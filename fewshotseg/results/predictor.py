@@ -78,6 +78,11 @@ def trained_weights(folder: pathlib.Path) -> tuple[Any, str]:
       InputError: there is no complete checkpoint.
     """
     model, _ = checkpoint.load_model(folder / "checkpoints")
+    return segmenter_of(model)
+
+
+def segmenter_of(model: Mapping[str, Any]) -> tuple[Any, str]:
+    """Likewise, of the item `model` of a checkpoint."""
     origin = f"step {int(model['step'])}, validation Dice {float(model['dice']):.3f}"
     return model["players"]["segmenter"], origin
 

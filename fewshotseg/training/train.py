@@ -9,6 +9,7 @@ from fewshotseg import figures, files
 from fewshotseg.data import cases, check, split_files
 from fewshotseg.methods import METHODS
 from fewshotseg.results import evaluate
+from fewshotseg.results.predictor import segmenter_of
 from fewshotseg.training import devices, loop, timing
 from fewshotseg.training.build import Experiment
 from fewshotseg.training.recorder import Recorder
@@ -43,7 +44,8 @@ def train_and_evaluate(experiment: Experiment, workdir: pathlib.Path) -> None:
         stage = experiment.training(name)
         _, model = run_stage(experiment, stage, folder, players if METHODS[name].draws else None)
         if devices.is_main():
-            predictor = experiment.create_predictor(model["players"]["segmenter"], source=name)
+            weights, origin = segmenter_of(model)
+            predictor = experiment.create_predictor(weights, source=f"{name}, {origin}")
             settings = dataclasses.asdict(experiment.evaluation)
             evaluate.evaluate_model(predictor, data.test_sets, folder, **settings)
         # Programs of finished methods are of no more use, and a process may only hold so many: the

@@ -100,7 +100,7 @@ def _curve_section(run, pictures, prefix):
     norm = plots.hypergradient_norm(run.logs)
     if norm is not None:
         shown.append(pictures.drawn(f"{prefix}hypergradient_norm", "", norm))
-    note = "A colour per method. The validation images also choose the checkpoint, so their Dice "
+    note = "A colour per method. Training looks at the validation images, so their Dice "
     return _section("Learning curves", shown, note + "is optimistic.", "plots")
 
 
@@ -123,7 +123,7 @@ def _search_section(run, pictures, prefix):
 
 def _pair_section(run, pictures):
     """Of every generator the latest samples; a method that does not move it has none of its own."""
-    moved = [m for m in METHODS if "generator" in METHODS[m].moving]
+    moved = [m for m in METHODS if METHODS[m].trains_generator]
     shown = []
     for stage in ("generator", *moved):
         samples = sorted((run.workdir / stage / "samples").glob("*.png"), key=_step_of)
