@@ -2,14 +2,14 @@
 
 python benchmarks/fewshot.py --data_dir=FOLDER [--datasets=isic2017,busi] [--seeds=0,1,2]
 
-FOLDER holds a folder per data set in the layout of its official download, and splits/DATASET/train.txt
-and test.txt with the ids to draw the labelled images from and to test on. The 40 labelled images of a
-seed are drawn from the train list, 32 to train and 8 to validate: where that list has just 40 ids, seeds
-divide the same images differently, and the report says so. Nothing is tuned on the test list.
+FOLDER holds a folder per data set in the layout of its official download, perhaps one more of the same
+layout called DATASET_curve, and splits/DATASET/ with lists of ids. The lists train, extra and curve, as far
+as they are there, are the pool that the 40 labelled images of a seed are drawn from, 32 to train and 8 to
+validate; where it has just 40 (BUSI, whose further images repeat some of the test list), seeds divide the
+same images, and the report says so. Nothing is tuned on the list test: to choose, test on --test_list=val.
 """
 
 import csv
-import json
 import os
 import pathlib
 import statistics
@@ -38,12 +38,15 @@ DATASETS = {
 }
 METRICS = ("dice", "jaccard", "hd95", "nsd", "sensitivity", "precision")
 
+POOL = {"busi": ("train",)}  # lists of ids; its list curve has images of the other lists in it
+
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", str(ROOT / "configs" / "fewshot.py"))
 flags.DEFINE_string("data_dir", None, "Folder with a folder per data set.", required=True)
 flags.DEFINE_string("output", "runs/fewshot", "Folder for the runs and fewshot.csv.")
 flags.DEFINE_list("datasets", list(DATASETS), "Which data sets.")
-flags.DEFINE_list("methods", ["real_only", "separate", "joint", "end2end"], "Which methods.")
+METHODS = ["real_plain", "real_only", "separate", "joint", "end2end"]
+flags.DEFINE_list("methods", METHODS, "Which methods.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
 flags.DEFINE_string("test_list", "test", "Name of the list to test on.")
 
@@ -51,7 +54,12 @@ flags.DEFINE_string("test_list", "test", "Name of the list to test on.")
 def configure(config, dataset: str, seed: int, split_file: pathlib.Path):
     """The configuration of one data set and seed."""
     images, masks, class_name = DATASETS[dataset]
-    root = pathlib.Path(FLAGS.data_dir, dataset)
+    more = ("_curve",) if "curve" in POOL.get(dataset, ("curve",)) else ()
+    roots = [pathlib.Path(FLAGS.data_dir, dataset + suffix) for suffix in ("", *more)]
+    folders = [
+        [str(root / name) for root in roots for name in names if (root / name).is_dir()]
+        for names in (images, masks)
+    ]
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.name, config.seed, config.methods = dataset, seed, tuple(FLAGS.methods)
@@ -61,21 +69,25 @@ def configure(config, dataset: str, seed: int, split_file: pathlib.Path):
         if dataset == "fuseg":  # wounds cover about 1 % of the image: many vanish at 64 pixels
             config.data.image_size = 96
         config.data.folder.class_names = (class_name,)
-        config.data.folder.images_dir = ",".join(str(root / folder) for folder in images)
-        config.data.folder.masks_dir = ",".join(str(root / folder) for folder in masks)
+        config.data.folder.images_dir, config.data.folder.masks_dir = map(",".join, folders)
     return config
 
 
 def write_lists(dataset: str, path: pathlib.Path) -> None:
     """The pool of labelled images and the test images, as a split file."""
+    from fewshotseg import files
+
     folder = pathlib.Path(FLAGS.data_dir, "splits", dataset)
-    lists = {
-        part: (folder / f"{name}.txt").read_text().split("\n")
-        for part, name in (("train", "train"), ("test", FLAGS.test_list))
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lists = {part: [i.strip() for i in ids if i.strip()] for part, ids in lists.items()}
-    path.write_text(json.dumps(lists))
+    names = POOL.get(dataset, ("train", "extra", "curve"))
+    names = [name for name in names if (folder / f"{name}.txt").exists()]
+    pool = [i for name in names for i in read_list(folder / f"{name}.txt")]
+    test = read_list(folder / f"{FLAGS.test_list}.txt")
+    files.write_json(path, {"pool": pool, "test": test})
+
+
+def read_list(path: pathlib.Path) -> list[str]:
+    """The ids of a list, one per line."""
+    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
 
 
 def rows_of(config, workdir: pathlib.Path):
@@ -161,7 +173,8 @@ def main(argv):
     del argv
     from fewshotseg import commands, errors
     from fewshotseg.results.report import page
-    from fewshotseg.training import train
+    from fewshotseg.runs import folder
+    from fewshotseg.training import build, config_check, train
 
     logging.set_verbosity(logging.WARNING)
     commands.set_compilation_cache(FLAGS.config.compilation_cache)
@@ -173,7 +186,9 @@ def main(argv):
                 write_lists(dataset, split_file)
                 config = configure(FLAGS.config, dataset, seed, split_file)
                 workdir = output / dataset / f"seed_{seed}"
-                train.train_and_evaluate(config, workdir)
+                config_check.check_config(config)
+                folder.write(config, workdir)
+                train.train_and_evaluate(build.build(config), workdir)
                 for row in rows_of(config, workdir):
                     append(row, output / "fewshot.csv")
         runs = [output / d / f"seed_{s}" for d in FLAGS.datasets for s in FLAGS.seeds]
