@@ -7,7 +7,7 @@ as a note, so that a user can be told of it.
 import io
 import pathlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -28,10 +28,7 @@ _ORIENTATION = 0x0112  # EXIF tag; 2 to 8 mean mirrored or turned, 5 to 8 by a q
 # Larger images are refused before they are decoded: a few lines of a file can claim any size.
 MAX_MEGAPIXELS = 80
 MAX_SIDE = 32_768  # pixels
-# So many pixels may lie between the two values of a mask: a share of those that are not 0, or of all.
-# One official mask of FUSeg has 84 pixels of 32 beside 285 of 255, in 512 x 512.
-_STRAYS, _STRAYS_OF_ALL = 0.05, 0.0005
-_SMEAR = 32  # how far compression may push a binary value away from 0 or 255 in flat regions
+SMEAR = 32  # how far compression may push a binary value away from 0 or 255 in flat regions
 
 
 def extension_of(path: str | pathlib.Path) -> str:
@@ -98,7 +95,7 @@ def read_mask(paths: str | pathlib.Path | Sequence[str | pathlib.Path]) -> np.nd
 
     Three (nearly) equal channels become one, alpha is dropped, a palette of colours is read as the
     indices into it and a black and white one as 0 and 255. Values are otherwise untouched: see
-    `mask_to_class_ids`. Among several files, 0/1 counts as 0/255 where another one has 255.
+    `mask_values.mask_to_class_ids`. Among several files, 0/1 counts as 0/255 where another one has 255.
 
     Args:
       paths: one file, or all files of one case.
@@ -125,68 +122,6 @@ def read_mask(paths: str | pathlib.Path | Sequence[str | pathlib.Path]) -> np.nd
     for index, mask in enumerate(masks):
         joined = mask if index == 0 else np.maximum(joined, mask)
     return joined
-
-
-def mask_to_class_ids(
-    raw: np.ndarray, num_foreground_classes: int, path: str | pathlib.Path
-) -> np.ndarray:
-    """Turns the values of a mask file into class ids.
-
-    One foreground class: 0 and one other value; or 0 and 255 with grey values between them, which
-    are cut above 127: those of JPEG compression or smooth resizing (many values), or stray ones (a
-    few values in at most 5 % of the pixels that are not 0, or 0.05 % of all). Several: the values
-    are the class ids 0..n.
-
-    Args:
-      raw: `[H, W]` of numbers, as `read_mask` returns it.
-      num_foreground_classes: n, at least 1.
-      path: the file to name in messages.
-
-    Returns:
-      uint8 `[H, W]`, 0 is background.
-
-    Raises:
-      InputError: values that fit neither reading; the message lists them and the likely cause.
-    """
-    values, counts = _count_values(raw)
-    foreground = values[values != 0]
-    if values[0] < 0 or np.any(values != np.floor(values)):
-        raise InputError(
-            f"{path}: the mask holds {_listing(values)}, which are no class ids: save whole "
-            "numbers, 0 for background (threshold probabilities first)."
-        )
-    if num_foreground_classes > 1:
-        if foreground.size and foreground[-1] > num_foreground_classes:
-            raise InputError(_multiclass_message(values, num_foreground_classes, path))
-        return raw.astype(np.uint8)
-    if foreground.size <= 1 and (values[0] == 0 or values[0] in (1, 255)):
-        return (raw != 0).astype(np.uint8)
-    middle = (values >= _SMEAR) & (values <= 255 - _SMEAR)
-    # A few separate values are a legend (0/128/255, or 0/1 with 255 for "ignore") and not smear,
-    # unless next to no pixel has them.
-    second = values[:-1].max(initial=0)
-    lonely_top = second < 255 - _SMEAR and extension_of(path) not in (".jpg", ".jpeg")
-    between = (values > 0) & (values < values[-1])
-    bound = max(_STRAYS * counts[values > 0].sum(), _STRAYS_OF_ALL * raw.size)
-    strays = values[between].min(initial=255) > 1 and counts[between].sum() <= bound
-    legend = values.size <= 5 and (middle.any() or lonely_top) and not strays
-    if legend or not 127 < values[-1] <= 255 or counts[middle].sum() > 0.25 * raw.size:
-        raise InputError(
-            f"{path}: expected a mask of one class (0 and one other value), but it holds "
-            f"{_listing(values)}: this looks like class ids or a grey legend of several classes "
-            "(then name all classes), an ignore label, or a photograph: save it as 0 and 255."
-        )
-    return (raw > 127).astype(np.uint8)
-
-
-def mask_notes(raw: np.ndarray, num_foreground_classes: int) -> tuple[str, ...]:
-    """What `mask_to_class_ids` assumed about a mask it accepts; empty for 0/1, 0/255 or ids."""
-    values, _ = _count_values(raw)
-    if num_foreground_classes > 1 or values[-1] <= 1:
-        return ()
-    if values.size > 2:
-        return ("grey values in the mask (JPEG, smooth resize, stray pixels), cut above 127",)
-    return () if values[-1] == 255 else (f"mask value {values[-1]:g} read as foreground",)
 
 
 def _open(path: str | pathlib.Path, in_memory: bool = False) -> Image.Image:
@@ -295,43 +230,12 @@ def _read_one_mask(path: str | pathlib.Path) -> np.ndarray:
         )
     spread = int(np.ptp(colours, axis=-1).max())
     # Compression makes grey channels differ a little; among small class ids it would be a legend.
-    if spread > (_SMEAR if colours.max() > 127 else 0):
+    if spread > (SMEAR if colours.max() > 127 else 0):
         raise InputError(
             f"{path}: this mask is coloured (a colour legend, or a photo?): save the class ids "
             "0, 1, 2, ... in one grey channel, or one black and white file per class."
         )
     return np.ascontiguousarray(colours[..., number // 2])
-
-
-def _count_values(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`np.unique` with counts, without sorting millions of bytes."""
-    if raw.dtype != np.uint8:
-        return np.unique(raw, return_counts=True)
-    counts = np.bincount(raw.ravel())
-    values = np.flatnonzero(counts)
-    return values, counts[values]
-
-
-def _multiclass_message(values: np.ndarray, classes: int, path: str | pathlib.Path) -> str:
-    start = f"{path}: expected the class ids 0..{classes}, but the mask holds {_listing(values)}: "
-    if values[-1] == 255 and np.all(values[:-1] <= classes):
-        return start + (
-            "255 (a black and white mask, or an ignore label) is not accepted with several "
-            "classes: give those pixels a class id."
-        )
-    if values.size > classes + 8:
-        return start + (
-            "so many values come from JPEG compression or from resizing with interpolation: save "
-            "PNG and resize with nearest neighbour."
-        )
-    return start + "a grey legend must be replaced by class ids, or all classes must be named."
-
-
-def _listing(values: Iterable) -> str:
-    values = [f"{value:g}" for value in values]
-    if len(values) <= 8:
-        return "the values " + ", ".join(values)
-    return f"{len(values)} values ({', '.join(values[:5])}, ..., {values[-1]})"
 
 
 def _size(array: np.ndarray) -> str:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from fewshotseg.data import image_files as transforms
+from fewshotseg.data import mask_values
 from fewshotseg.errors import InputError
 
 RAMP = (np.arange(12, dtype=np.uint8) * 20).reshape(3, 4)
@@ -266,16 +267,16 @@ def test_several_masks_are_joined(tmp_path):
     ids=["0/1", "0/255", "0/7", "0/65535", "float"],
 )
 def test_binary_masks(raw):
-    mask = transforms.mask_to_class_ids(raw, 1, "a.png")
+    mask = mask_values.mask_to_class_ids(raw, 1, "a.png")
     assert mask.dtype == np.uint8
     np.testing.assert_array_equal(mask, BLOB)
 
 
 def test_uniform_masks():
     ones = np.ones((4, 4), np.uint8)
-    assert transforms.mask_to_class_ids(ones * 0, 1, "a.png").sum() == 0
-    assert transforms.mask_to_class_ids(ones * 255, 1, "a.png").sum() == 16
-    assert transforms.mask_to_class_ids(ones, 1, "a.png").sum() == 16
+    assert mask_values.mask_to_class_ids(ones * 0, 1, "a.png").sum() == 0
+    assert mask_values.mask_to_class_ids(ones * 255, 1, "a.png").sum() == 16
+    assert mask_values.mask_to_class_ids(ones, 1, "a.png").sum() == 16
 
 
 def test_jpeg_masks_are_cut_in_the_middle(tmp_path):
@@ -284,11 +285,11 @@ def test_jpeg_masks_are_cut_in_the_middle(tmp_path):
     path = _save(tmp_path, "a.jpg", np.stack([disc * 255] * 3, -1), quality=75)
     raw = transforms.read_mask(path)
     assert np.unique(raw).size > 10
-    np.testing.assert_array_equal(transforms.mask_to_class_ids(raw, 1, path), disc)
-    assert transforms.mask_notes(raw, 1)[0].startswith("grey values")
+    np.testing.assert_array_equal(mask_values.mask_to_class_ids(raw, 1, path), disc)
+    assert mask_values.mask_notes(raw, 1)[0].startswith("grey values")
     edge = np.array([[127, 128, 0, 3, 7, 255, 250, 240, 255, 251]], np.uint8)
     np.testing.assert_array_equal(
-        transforms.mask_to_class_ids(edge, 1, path)[0], [0, 1, 0, 0, 0, 1, 1, 1, 1, 1]
+        mask_values.mask_to_class_ids(edge, 1, path)[0], [0, 1, 0, 0, 0, 1, 1, 1, 1, 1]
     )
 
 
@@ -296,23 +297,23 @@ def test_stray_values_are_cut_with_a_note_and_a_legend_is_not():
     raw = BLOB * np.uint8(255)  # 70 pixels of foreground
     raw[4, 5:7], raw[0, 0] = 32, 200  # 3 of 71
     expected = (raw > 127).astype(np.uint8)
-    np.testing.assert_array_equal(transforms.mask_to_class_ids(raw, 1, "a.png"), expected)
+    np.testing.assert_array_equal(mask_values.mask_to_class_ids(raw, 1, "a.png"), expected)
     assert expected[4, 5] == 0 and expected[0, 0] == 1
-    assert "stray pixels" in transforms.mask_notes(raw, 1)[0]
+    assert "stray pixels" in mask_values.mask_notes(raw, 1)[0]
     raw[0, 1:3] = 32  # 5 of 73: more than a twentieth
     with pytest.raises(InputError, match="0, 32, 200, 255.*legend"):
-        transforms.mask_to_class_ids(raw, 1, "a.png")
+        mask_values.mask_to_class_ids(raw, 1, "a.png")
     official = np.zeros(512 * 512, np.uint8)  # the numbers of a mask of FUSeg
     official[:285], official[300:384] = 255, 32
-    mask = transforms.mask_to_class_ids(official.reshape(512, 512), 1, "a.png")
+    mask = mask_values.mask_to_class_ids(official.reshape(512, 512), 1, "a.png")
     assert mask.sum() == 285
     official[384:500] = 32
     with pytest.raises(InputError, match="0, 32, 255.*legend"):
-        transforms.mask_to_class_ids(official.reshape(512, 512), 1, "a.png")
+        mask_values.mask_to_class_ids(official.reshape(512, 512), 1, "a.png")
     ids = BLOB * np.uint8(255)
     ids[0, 0] = 1  # a class id beside an ignore label, however rare
     with pytest.raises(InputError, match="0, 1, 255"):
-        transforms.mask_to_class_ids(ids, 1, "a.png")
+        mask_values.mask_to_class_ids(ids, 1, "a.png")
 
 
 def _png_header(path, width, height):
@@ -341,9 +342,9 @@ def test_enormous_images_are_refused_unread(tmp_path, width, height, words, recw
 
 
 def test_mask_notes_only_where_something_was_assumed():
-    assert transforms.mask_notes(BLOB, 1) == transforms.mask_notes(BLOB * 255, 1) == ()
-    assert transforms.mask_notes(BLOB * 2, 2) == ()
-    assert transforms.mask_notes(BLOB * 7, 1) == ("mask value 7 read as foreground",)
+    assert mask_values.mask_notes(BLOB, 1) == mask_values.mask_notes(BLOB * 255, 1) == ()
+    assert mask_values.mask_notes(BLOB * 2, 2) == ()
+    assert mask_values.mask_notes(BLOB * 7, 1) == ("mask value 7 read as foreground",)
 
 
 @pytest.mark.parametrize(
@@ -363,12 +364,12 @@ def test_mask_notes_only_where_something_was_assumed():
 def test_unexpected_binary_values_are_listed(values):
     raw = np.tile(np.array(values), (4, 1))
     with pytest.raises(InputError, match=r"odd\.png.*values"):
-        transforms.mask_to_class_ids(raw, 1, "odd.png")
+        mask_values.mask_to_class_ids(raw, 1, "odd.png")
 
 
 def test_class_ids_and_their_faults():
     raw = np.array([[0, 1], [2, 2]])
-    np.testing.assert_array_equal(transforms.mask_to_class_ids(raw, 2, "a.png"), raw)
+    np.testing.assert_array_equal(mask_values.mask_to_class_ids(raw, 2, "a.png"), raw)
     for values, words in {
         (0, 1, 2, 3): "0, 1, 2, 3",
         (0, 255): "255.*not accepted with several classes",
@@ -376,7 +377,7 @@ def test_class_ids_and_their_faults():
         tuple(range(0, 250, 10)): "JPEG compression.*nearest",
     }.items():
         with pytest.raises(InputError, match=rf"a\.png.*{words}"):
-            transforms.mask_to_class_ids(np.array([values]), 2, "a.png")
+            mask_values.mask_to_class_ids(np.array([values]), 2, "a.png")
 
 
 def test_real_masks_become_binary(shared_data):
@@ -389,5 +390,5 @@ def test_real_masks_become_binary(shared_data):
         paths = sorted((shared_data / folder).iterdir())
         assert len(paths) == count
         for path in paths[::10]:
-            mask = transforms.mask_to_class_ids(transforms.read_mask(path), 1, path)
+            mask = mask_values.mask_to_class_ids(transforms.read_mask(path), 1, path)
             assert mask.ndim == 2 and set(np.unique(mask)) <= {0, 1}

@@ -22,6 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from fewshotseg.data import image_files as transforms
+from fewshotseg.data import mask_values
 from fewshotseg.errors import InputError
 
 UNSPLIT = "cases"  # TFDS split of data sets that are published without one
@@ -171,8 +172,8 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
                 f"{item.masks[0]}: the mask is {raw.shape[1]} x {raw.shape[0]} pixels, but its "
                 f"image {item.image.name} is {size[1]} x {size[0]}: download both again."
             )
-        mask = transforms.mask_to_class_ids(raw, len(self.class_names), item.masks[0])
-        return mask, transforms.mask_notes(raw, len(self.class_names))
+        mask = mask_values.mask_to_class_ids(raw, len(self.class_names), item.masks[0])
+        return mask, mask_values.mask_notes(raw, len(self.class_names))
 
     def _examples(self, items: Sequence[Item]) -> Iterator[tuple[str, dict]]:
         for item in items:

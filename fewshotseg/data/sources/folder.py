@@ -5,7 +5,7 @@ import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from fewshotseg.data import image_files
+from fewshotseg.data import image_files, mask_values
 from fewshotseg.data.sources import pairing, pairs_table
 from fewshotseg.data.split_files import read_ids, resolve_ids
 from fewshotseg.errors import InputError
@@ -108,8 +108,8 @@ class FolderSource:
         raw = image_files.read_mask(mask_paths)
         if raw.shape != image.shape[:2]:
             raise InputError(_size_message(image_path, image.shape, mask_paths[0], raw.shape))
-        mask = image_files.mask_to_class_ids(raw, len(self.class_names), mask_paths[0])
-        notes += image_files.mask_notes(raw, len(self.class_names))
+        mask = mask_values.mask_to_class_ids(raw, len(self.class_names), mask_paths[0])
+        notes += mask_values.mask_notes(raw, len(self.class_names))
         return Case(case_id, image, mask, self._groups.get(case_id, ""), notes)
 
     def _restrict(self, found: pairing.Pairs, include, place) -> list[pairing.Fault]:
@@ -173,7 +173,7 @@ class FolderSource:
         for case_id in self.ids:  # as a rule the first one settles it
             paths = self._masks[case_id]
             raw = image_files.read_mask(paths)
-            if image_files.mask_to_class_ids(raw, len(self.class_names), paths[0]).any():
+            if mask_values.mask_to_class_ids(raw, len(self.class_names), paths[0]).any():
                 return
         raise InputError(
             f"{self._masks[self.ids[0]][0].parent}: none of the {len(self.ids)} masks has any "
