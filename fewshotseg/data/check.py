@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from fewshotseg import files
 from fewshotseg.data import canvas, look_alikes
 from fewshotseg.data.cases import Data
 from fewshotseg.data.split_files import Split
@@ -74,11 +74,7 @@ def check_source(
             faults["split"] = f"split of the cases that can be read: {error}"
     root = f"{getattr(source, 'root', '')}/"
     report = summarise(survey, split, {key: text.replace(root, "") for key, text in faults.items()})
-    try:
-        text = json.dumps(report, indent=1, ensure_ascii=False)
-        (output / "check.json").write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written ({error.strerror}).") from error
+    files.write_json(output / "check.json", report)
     if sheet:
         from fewshotseg import figures  # Matplotlib is slow to import and only drawn with here
 
