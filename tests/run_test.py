@@ -152,27 +152,30 @@ def test_killed_three_times_ends_with_the_same_bits(finished, cache, tmp_path):
     assert steps == sorted(set(steps))
 
 
+# Becomes a command for which Ctrl-C counts (SIG_DFL) or is ignored (SIG_IGN).
+LAUNCH = """
+import os, signal, sys
+signal.signal(signal.SIGINT, getattr(signal, sys.argv[1]))
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
 @pytest.mark.parametrize(
-    "signals, code, words",
+    "of_ctrl_c, sent, code, words",
     [
-        ((signal.SIG_DFL, signal.SIGINT), 130, "stopped"),
-        ((signal.SIG_DFL, signal.SIGTERM), 143, "terminated"),
-        (
-            (signal.SIG_IGN, signal.SIGTERM),
-            143,
-            "terminated",
-        ),  # in the background of a shell script
+        ("SIG_DFL", signal.SIGINT, 130, "stopped"),
+        ("SIG_DFL", signal.SIGTERM, 143, "terminated"),
+        ("SIG_IGN", signal.SIGTERM, 143, "terminated"),  # in the background of a shell script
     ],
 )
-def test_an_interrupt_leaves_a_model_that_predicts(signals, code, words, finished, cache, tmp_path):
-    of_ctrl_c, sent = signals
+def test_an_interrupt_leaves_a_model_that_predicts(of_ctrl_c, sent, code, words, cache, tmp_path):
     workdir = tmp_path / "stopped"
+    started = command(workdir, cache, "--config.methods=real_only")
     with subprocess.Popen(
-        command(workdir, cache),
+        [sys.executable, "-c", LAUNCH, of_ctrl_c, *started[1:]],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment(),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, of_ctrl_c),
     ) as process:
         assert wait_for_step(process, workdir / "real_only" / "log.jsonl", 5)
         process.send_signal(sent)
