@@ -22,7 +22,7 @@ from configs import demo, folder
 from fewshotseg import commands, errors
 from fewshotseg.data.survey import Survey
 from fewshotseg.results import predictor as trained
-from fewshotseg.runs import checkpoint
+from fewshotseg.runs import checkpoint, lock
 from fewshotseg.runs import log as summaries
 from fewshotseg.training import build_data, config_check
 from fewshotseg.training import devices as parallel
@@ -152,25 +152,57 @@ def test_killed_three_times_ends_with_the_same_bits(finished, cache, tmp_path):
     assert steps == sorted(set(steps))
 
 
-def test_ctrl_c_leaves_a_model_that_predicts(finished, cache, tmp_path):
+# Becomes a command for which Ctrl-C counts (SIG_DFL) or is ignored (SIG_IGN).
+LAUNCH = """
+import os, signal, sys
+signal.signal(signal.SIGINT, getattr(signal, sys.argv[1]))
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+@pytest.mark.parametrize(
+    "of_ctrl_c, sent, code, words",
+    [
+        ("SIG_DFL", signal.SIGINT, 130, "stopped"),
+        ("SIG_DFL", signal.SIGTERM, 143, "terminated"),
+        ("SIG_IGN", signal.SIGTERM, 143, "terminated"),  # in the background of a shell script
+    ],
+)
+def test_an_interrupt_leaves_a_model_that_predicts(of_ctrl_c, sent, code, words, cache, tmp_path):
     workdir = tmp_path / "stopped"
+    started = command(workdir, cache, "--config.methods=real_only")
     with subprocess.Popen(
-        command(workdir, cache),
+        [sys.executable, "-c", LAUNCH, of_ctrl_c, *started[1:]],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment(),
-        # In the background of a shell script, Ctrl-C would be ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert wait_for_step(process, workdir / "real_only" / "log.jsonl", 5)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         _, message = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert "the same command continues it" in message.decode()
+    assert process.returncode == code
+    assert f"{words}. What is trained is saved; the same command continues it" in message.decode()
     assert "Traceback" not in message.decode()
     image = np.zeros((1, 32, 32, 3), np.float32)
     probabilities = trained.load_predictor(workdir).predict_probabilities(image)
     assert probabilities.shape == (1, 32, 32, 1) and np.isfinite(probabilities).all()
+
+
+def test_more_steps_with_a_constant_schedule_are_steps_in_one_go(cache, tmp_path):
+    flags = ("--config.methods=real_only", "--config.optim.schedule=constant")
+    for workdir, steps in (("twice", 10), ("once", 20)):
+        done = run(tmp_path / workdir, cache, *flags, f"--config.train.num_steps={steps}")
+        assert done.returncode == 0, done.stderr
+    done = subprocess.run(  # the folder says what it was
+        [sys.executable, str(ROOT / "run.py"), f"--workdir={tmp_path / 'twice'}",
+         "--config.train.num_steps=20"],
+        capture_output=True, text=True, env=environment(), timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "grows from 10 to 20" in done.stdout and "20 steps in one go" in done.stdout
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    assert_same_bits(best_of(twice, "real_only"), best_of(once, "real_only"))
+    assert cases_of(twice, "real_only") == cases_of(once, "real_only")
 
 
 def test_predict_keeps_sizes_and_reports_what_it_cannot_read(finished, cache, tmp_path):
@@ -221,7 +253,7 @@ def test_a_mistyped_field_is_refused_with_a_suggestion(cache, tmp_path):
 
 
 def test_another_configuration_needs_another_folder(finished, cache):
-    done = run(finished[0], cache, "--config.train.num_steps=21")
+    done = run(finished[0], cache, "--config.train.num_steps=19")
     assert done.returncode == 2 and "train.num_steps" in done.stderr
 
 
@@ -365,6 +397,43 @@ def test_a_folder_is_divided_without_numbers(tmp_path):
     parts = [set(split.train), set(split.validation), set(split.test)]
     assert sum(map(len, parts)) == len(set().union(*parts)) <= 20
     assert len(split.test) == 4 and len(split.validation) >= 2
+
+
+def test_one_process_at_a_time_in_a_folder(tmp_path):
+    write_pairs(tmp_path / "data")
+    config = folder_config(tmp_path / "data")
+    (tmp_path / "run").mkdir()
+    with (
+        lock.locked(tmp_path / "run"),
+        pytest.raises(errors.InputError, match="is in use by process"),
+    ):
+        commands.run("train", config, Flags(tmp_path / "run"))
+
+
+def test_a_start_that_failed_binds_nothing(tmp_path):
+    write_pairs(tmp_path / "data")
+    config = folder_config(tmp_path / "data")
+    config.data.folder.images_dir = str(tmp_path / "imagse")
+    for images in ("imagse", "imagez"):  # the second is refused for itself, not for being another
+        config.data.folder.images_dir = str(tmp_path / images)
+        with pytest.raises(errors.InputError, match=images):
+            commands.run("train", config, Flags(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("mode", ["hypergradient", "evaluate"])
+def test_a_misspelt_folder_is_not_trained_in(mode, tmp_path):
+    with pytest.raises(errors.InputError, match="nothing has been trained in .*demoo"):
+        commands.run(mode, demo.get_config("runlocal"), Flags(tmp_path / "demoo"))
+    assert not (tmp_path / "demoo").exists()
+
+
+def test_nonsense_is_found_before_anything_is_written(tmp_path):
+    config = demo.get_config("runlocal")
+    config.eval_every = 0
+    for mode in commands.COMMANDS:
+        with pytest.raises(errors.InputError, match="eval_every is 0"):
+            commands.run(mode, config, Flags(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_unwritable_workdir(tmp_path):

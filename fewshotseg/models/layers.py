@@ -70,7 +70,9 @@ def init_params(module: nn.Module, key: jax.Array, *inputs) -> dict:
             part = jax.lax.dynamic_slice_in_dim(numbers, start, size).reshape(shape)
             leaves[i] = part * (2.0 / math.prod(shape[:-1])) ** 0.5
             start += size
-    return nn.meta.unbox(jax.tree.unflatten(structure, leaves))
+    params = nn.meta.unbox(jax.tree.unflatten(structure, leaves))
+    # Strong types, as a step returns them: given weak ones first, it would be compiled twice.
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), params)
 
 
 def conv(

@@ -169,3 +169,13 @@ def test_parameters_and_logits_stay_float32(dtype):
     }
     logits = jax.eval_shape(lambda p: network.apply({"params": p}, x), params)
     assert logits.dtype == jnp.float32
+
+
+def test_weights_have_strong_types():
+    """A step returns strong types: given weak ones first, it would be compiled twice."""
+    image = jnp.zeros((1, 16, 16, 1))
+    params = jax.eval_shape(
+        lambda key: layers.init_params(unet.UNet(width=4, num_levels=1), key, image),
+        jax.random.key(0),
+    )
+    assert not [leaf for leaf in jax.tree.leaves(params) if leaf.weak_type]

@@ -115,13 +115,30 @@ def test_losing_a_process_ends_the_run_and_one_process_can_finish_it(
 
 
 @pytest.mark.parametrize(
-    "flags", [["--num_processes=2"], ["--coordinator=a:1", "--num_processes=2", "--process_id=2"]]
+    "flags",
+    [
+        ["--num_processes=2"],
+        ["--num_processes=0"],
+        ["--coordinator=garbage"],
+        ["--coordinator=a:99999"],
+        ["--coordinator=a:1", "--num_processes=2", "--process_id=2"],
+    ],
 )
 def test_flags_that_do_not_fit_together(flags, tmp_path):
     command = [sys.executable, str(ROOT / "run.py"), f"--workdir={tmp_path / 'run'}", *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "give HOST:PORT of process 0" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_no_scheduler_to_ask(tmp_path):
+    command = [sys.executable, str(ROOT / "run.py"), f"--workdir={tmp_path}", "--coordinator=auto"]
+    alone = {
+        k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "OMPI", "KUBERNETES"))
+    }
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=alone)
+    assert done.returncode == 2
+    assert "found no job of Slurm" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_other_modes_need_no_company(tmp_path):
