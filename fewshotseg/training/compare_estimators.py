@@ -8,7 +8,9 @@ import csv
 import dataclasses
 import io
 import pathlib
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -281,7 +283,8 @@ def _write(rows, output, where):
     writer.writeheader()
     writer.writerows(dataclasses.asdict(row) for row in rows)
     files.write_bytes(output / "estimators.csv", text.getvalue().encode())
-    page = f"`{folder.environment()['command']}`\n\n{where}\n\n{table(rows)}\n"
+    command = shlex.join(["python", pathlib.Path(sys.argv[0]).name, *sys.argv[1:]])
+    page = f"```bash\n{command}\n```\n\n{where}\n\n{table(rows)}\n"
     files.write_bytes(output / "estimators.md", page.encode())
 
 
