@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+import chex
 import optax
 
 from fewshotseg.genseg import levels, losses
@@ -63,6 +64,7 @@ def family(
 
     def generator_loss(params, outer, data):
         drawn = draw(params, outer["theta"], data["masks"], data["keys"])
+        chex.assert_equal_shape((drawn, data["real"]))
         logits = discriminate(outer["discriminator"], data["masks"], drawn)
         fooled = losses.adversarial_loss(logits, True, adversarial).mean()
         l1 = losses.l1_loss(drawn, data["real"]).mean()

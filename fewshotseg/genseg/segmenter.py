@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -58,6 +59,7 @@ def player(
         if draw is None:
             return {}, data
         drawn = synthesize(draw, jitter, state, theta, batch, num_classes)
+        chex.assert_equal_shape_suffix((drawn, batch["image"]), drawn.ndim - 1)
         data["masks"] = jnp.concatenate([data["masks"], batch["synthetic_mask"]])
         dropout = levels.example_keys(batch, SYNTHETIC_DROPOUT)
         data["keys"] = jnp.concatenate([data["keys"], dropout])
@@ -68,6 +70,7 @@ def player(
         if outer:
             images = jnp.concatenate([images, outer["synthetic"]])
         logits = segment(params, images, data["keys"])
+        chex.assert_equal_shape_prefix((logits, data["masks"]), data["masks"].ndim)
         each = losses.segmentation_loss(logits, data["masks"], overlap)
         total = real = each[:num_real].mean()
         metrics = {"segmenter/real_loss": real}

@@ -447,3 +447,20 @@ def test_terms_of_the_outer_loss_are_weighted_and_summed():
     expected = float(alone) + 0.25 * tiny.norm(params) ** 2
     assert both == metrics["outer/loss"] == pytest.approx(expected, rel=1e-12)
     assert metrics["outer/validation_loss"] == pytest.approx(float(alone), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("player", "network", "moving"),
+    [
+        ("segmenter", lambda p, images, keys=None: images[:, ::2] @ p["out"][:1], "segmenter"),
+        ("generator", lambda p, masks, mixing, keys: masks[:, ::2] * p["bias"].sum(), "generator"),
+    ],
+)
+def test_a_network_of_the_wrong_output_size_is_named_before_anything_is_compiled(
+    player, network, moving
+):
+    """Broadcasting would train on nonsense without a word."""
+    method = tiny.make_toy_method(networks={**tiny.TOYS, player: network})
+    batch, rng = _toy().batch()
+    with pytest.raises(AssertionError, match="shape"):
+        jax.eval_shape(method.inner_step(moving=(moving,)), _toy().inner, _toy().theta, batch, rng)
