@@ -73,8 +73,15 @@ def reads(monkeypatch):
         return getitem(self, key)
 
     monkeypatch.setattr(ConfigDict, "__getitem__", noting)
-    # The fields of a block are read, not those of the blocks in it: nobody reads all by one word.
-    monkeypatch.setattr(ConfigDict, "to_dict", lambda self, *args, **kwargs: dict(self.items()))
+
+    def to_dict(self, *args, **kwargs):
+        """Reads the fields of one block; that of the whole configuration reads nothing by itself."""
+        values = {key: getitem(self, key) for key in self}
+        if not any(isinstance(value, ConfigDict) for value in values.values()):
+            seen.update((id(self), key) for key in values)
+        return values
+
+    monkeypatch.setattr(ConfigDict, "to_dict", to_dict)
     return seen
 
 

@@ -26,7 +26,7 @@ def release(version):
 
 
 def normal(name):
-    return re.sub("[-_.]+", "-", name).lower()
+    return re.sub("[-_.]+", "-", name.partition("[")[0]).lower()
 
 
 def test_every_room_is_installed(setup):
