@@ -73,15 +73,15 @@ def test_dropout_does_not_depend_on_the_neighbours():
 def test_discretized_generator_uses_the_strongest_candidate_alone():
     network = generator.Generator(num_channels=1, num_levels=2, width=2, max_width=4, groups=1)
     masks = (normal(0, 1, 8, 8, 1) > 0).astype(jnp.float32)
-    soft = {side: normal(i, 2, 3) for i, side in enumerate(("encoder", "decoder"))}
+    logits = {side: normal(i, 2, 3) for i, side in enumerate(("encoder", "decoder"))}
+    soft = jax.tree.map(jax.nn.softmax, logits)
     params = layers.init_params(network, jax.random.key(1), masks, soft, None)
     hard = search_space.discretize(soft)
-    weights = search_space.mixing_weights(hard)
     for side in soft:
-        np.testing.assert_array_equal(weights[side].argmax(-1), soft[side].argmax(-1))
-        np.testing.assert_array_equal(np.sort(weights[side]), [[0, 0, 1]] * 2)
+        np.testing.assert_array_equal(hard[side].argmax(-1), soft[side].argmax(-1))
+        np.testing.assert_array_equal(np.sort(hard[side]), [[0, 0, 1]] * 2)
     chosen = network.apply({"params": params}, masks, hard, None)
-    steep = {side: 1e4 * (alpha == alpha.max(-1, keepdims=True)) for side, alpha in soft.items()}
+    steep = jax.tree.map(lambda x: jax.nn.softmax(1e4 * (x == x.max(-1, keepdims=True))), logits)
     np.testing.assert_allclose(
         chosen, network.apply({"params": params}, masks, steep, None), atol=1e-6
     )
