@@ -58,7 +58,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.name = "default"  # of the experiment, in reports
     config.seed = 0  # of everything: the draw of the labelled cases, weights, batches, augmentation
     # Trained one after the other and compared; any of METHODS.
-    config.methods = ("real_only", "separate", "end2end")
+    config.methods = ("real_plain", "real_only", "separate", "end2end")
 
     config.data = source_config()
     # Pixels of the canvas the networks see: a number for a square, or (height, width).

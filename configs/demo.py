@@ -1,4 +1,4 @@
-"""The embedded default: 40 labelled phantoms, three methods, a few minutes on a laptop's CPU.
+"""The embedded default: 40 labelled phantoms, four methods, a few minutes on a laptop's CPU.
 
 python run.py
 
