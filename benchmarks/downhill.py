@@ -79,7 +79,7 @@ def main():
         batches = draw(train, keys)
         validation, unseen = draw_outer(validation_arrays, keys[0]), draw_outer(test, keys[0])
         grad = estimate(state.theta, state.players, batches, validation, keys).grad
-        norm = float(optax.global_norm(grad))
+        norm = float(optax.tree.norm(grad))
         ends = [shift(state.theta, grad, sign * args.distance / norm) for sign in (-1.0, 1.0)]
         low, high = (loss_at(end, batches, keys, validation) for end in ends)
         ratios.append((high - low) / (2 * args.distance * norm))

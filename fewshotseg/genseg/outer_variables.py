@@ -22,10 +22,12 @@ class OuterVariable:
     Attributes:
       init: `(key, setting) -> value`, a pytree of floating point arrays.
       use: `(value, setting) -> what the players are given`, differentiable.
+      discretize: `value -> value`, where the search ends: of mixtures, the strongest part alone.
     """
 
     init: Callable
     use: Callable
+    discretize: Callable = lambda value: value
 
 
 def _init_architecture(key, shapes: Mapping[str, tuple[int, int]]):
@@ -39,10 +41,20 @@ def _mixing_weights(logits, shapes):
     return {side: jax.nn.softmax(alpha, axis=-1) for side, alpha in logits.items()}
 
 
+def _strongest_candidate(logits):
+    """Logits whose softmax is exactly one-hot."""
+
+    def one_hot(alpha):
+        best = jax.nn.one_hot(alpha.argmax(-1), alpha.shape[-1], dtype=alpha.dtype)
+        return jnp.where(best == 1, 0.0, -jnp.inf).astype(alpha.dtype)
+
+    return jax.tree.map(one_hot, logits)
+
+
 OUTER_VARIABLES = {
     # Logits [levels, candidates] per searchable side of the generator; used as their softmax.
     # Setting: {side: (levels, candidates)}.
-    "architecture": OuterVariable(_init_architecture, _mixing_weights),
+    "architecture": OuterVariable(_init_architecture, _mixing_weights, _strongest_candidate),
     # gamma, the weight of the synthetic loss: starts at the setting and stays between 0 and twice that.
     "synthetic_weight": OuterVariable(
         lambda key, gamma: jnp.float32(0.0), lambda x, gamma: 2.0 * gamma * jax.nn.sigmoid(x)
@@ -77,3 +89,8 @@ def create(
         return {name: OUTER_VARIABLES[name].use(values[name], s) for name, s in settings.items()}
 
     return theta, use
+
+
+def discretize(theta: Theta) -> Theta:
+    """Theta after the search: every cell of the generator keeps its strongest candidate alone."""
+    return {name: OUTER_VARIABLES[name].discretize(value) for name, value in theta.items()}

@@ -34,15 +34,6 @@ def merge_kernels(kernels: list[jax.Array], weights: jax.Array) -> jax.Array:
     return sum(w * padded(k) for w, k in zip(weights, kernels, strict=True))
 
 
-def discretize(mixing: dict) -> dict:
-    """Keeps the strongest candidate of every cell: weights `[num_levels, 3]` that are exactly one-hot."""
-
-    def one_hot(weights):
-        return jax.nn.one_hot(weights.argmax(-1), weights.shape[-1], dtype=weights.dtype)
-
-    return jax.tree.map(one_hot, mixing)
-
-
 class Cell(nn.Module):
     """Halves (`transposed=False`) or doubles the resolution with a mixture of candidates.
 

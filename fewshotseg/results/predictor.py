@@ -83,7 +83,9 @@ def trained_weights(folder: pathlib.Path) -> tuple[Any, str]:
 
 def segmenter_of(model: Mapping[str, Any]) -> tuple[Any, str]:
     """Likewise, of the item `model` of a checkpoint."""
-    origin = f"step {int(model['step'])}, validation Dice {float(model['dice']):.3f}"
+    dice = float(model["dice"])  # below 0: stopped before the first validation
+    validated = "not validated yet" if dice < 0 else f"validation Dice {dice:.3f}"
+    origin = f"step {int(model['step'])}, {validated}"
     return model["players"]["segmenter"], origin
 
 

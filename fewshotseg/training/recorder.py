@@ -12,7 +12,7 @@ import numpy as np
 from fewshotseg import figures
 from fewshotseg.data import canvas
 from fewshotseg.errors import InputError
-from fewshotseg.genseg import losses
+from fewshotseg.genseg import losses, outer_variables
 from fewshotseg.results import metrics
 from fewshotseg.runs import checkpoint
 from fewshotseg.runs import log as log_lib
@@ -168,14 +168,21 @@ class Recorder:
         data = self._experiment.data
         masks, real = (data.train[name][:NUM_SAMPLES] for name in ("mask", "image"))
         one_hot = losses.one_hot_foreground(jnp.asarray(masks), data.num_classes)
-        drawn = np.asarray(self._stage.draw(turn.state, one_hot))
+        columns = {"synthetic image": self._stage.draw(turn.state, one_hot)}
+        if turn.state.theta:
+            found = turn.state.replace(theta=outer_variables.discretize(turn.state.theta))
+            columns["discretised"] = self._stage.draw(found, one_hot)
+        columns["real image"] = real
         rows = [
-            [figures.colour_mask(m), figures.to_uint8(d), figures.to_uint8(r)]
-            for m, d, r in zip(masks, drawn, real, strict=True)
+            [
+                figures.colour_mask(mask),
+                *(figures.to_uint8(np.asarray(x[i])) for x in columns.values()),
+            ]
+            for i, mask in enumerate(masks)
         ]
         path = self._folder / "samples" / f"step_{turn.step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        figures.image_grid(rows, path, ("mask", "synthetic image", "real image"))
+        figures.image_grid(rows, path, ("mask", *columns))
         self._log.write_image(
             turn.step, "samples", np.concatenate([np.hstack(row[1:]) for row in rows])
         )

@@ -204,7 +204,7 @@ def training(
     @jax.jit
     def update(grad, opt, theta):
         updates, opt = parts.outer_optimizer.update(grad, opt, theta)
-        return optax.apply_updates(theta, updates), opt, optax.global_norm(grad)
+        return optax.apply_updates(theta, updates), opt, optax.tree.norm(grad)
 
     def advance(state, number):
         count = min(outer.num_inner_steps if moves_theta(number) else 1, num_steps - number)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import tiny
 
+from fewshotseg.genseg import outer_variables
+from fewshotseg.genseg.outer_variables import OUTER_VARIABLES
 from fewshotseg.models import search_space
 
 
@@ -73,8 +75,9 @@ def test_cell_without_a_search_is_the_first_candidate(transposed):
 @pytest.mark.parametrize("best", [0, 1, 2])
 def test_discretized_cell_is_exactly_the_strongest_candidate(best):
     x, cell, params = _problem(2, False)
-    mixing = jnp.array([[0.3, 0.3, 0.3], [0.2, 0.5, 0.3]]).at[0, best].set(0.4)
-    weights = search_space.discretize({"encoder": mixing})["encoder"]
+    alpha = jnp.array([[0.1, 0.1, 0.1], [-3.0, -2.0, -4.0]]).at[0, best].set(0.2)
+    hard = outer_variables.discretize({"architecture": {"encoder": alpha}})["architecture"]
+    weights = OUTER_VARIABLES["architecture"].use(hard, {})["encoder"]
     np.testing.assert_array_equal(weights[0], np.eye(3)[best])
     np.testing.assert_array_equal(weights[1], [0, 1, 0])
     size = search_space.KERNEL_SIZES[best]

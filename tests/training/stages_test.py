@@ -1,0 +1,151 @@
+"""The step that trains is the step that is differentiated, and theta moves when it should."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from fewshotseg.data import augment, batches
+from fewshotseg.methods import METHODS
+from fewshotseg.models.factory import Network
+from fewshotseg.training import devices, estimators, stages
+
+K = 2
+
+
+def _stage(name, every, **options):
+    """A training of toy networks: 4 steps, one hypergradient through two steps every `every` steps."""
+    method = METHODS[name]
+    toy = tiny.make_toy_method(learning_rate=0.1, axis_name=devices.AXIS_NAME, draws=method.draws)
+    theta, players, *_ = tiny.make_toy_problem(toy, 1, dtype=np.float32)
+    networks = {
+        player: Network(lambda key, p=state.params: p, tiny.TOYS[player])
+        for player, state in players.items()
+    }
+    parts = stages.Parts(
+        family=toy.family,
+        networks=networks,
+        theta=theta if method.moves_theta else {},
+        use=toy.use,
+        players=toy.players,
+        terms=toy.terms,
+        options=toy.options,
+        outer_optimizer=optax.sgd(10.0),
+    )
+    cases = tiny.make_batch(np.random.default_rng(1), (6,), 4, np.float32)
+    del cases["key"], cases["synthetic_mask"]
+
+    def draw_one(data, key):
+        return batches.draw_batch(
+            data,
+            key,
+            batch_size=2,
+            num_synthetic=2 if method.draws else 0,
+            geometry=None,
+            mask_geometry=augment.Geometry(),
+            num_classes=2,
+            axis_name=devices.AXIS_NAME,
+        )
+
+    def draw_outer(data, key):
+        return batches.draw_outer_batch(data, key, batch_size=2, axis_name=devices.AXIS_NAME)
+
+    draws = (
+        devices.compile_draw(lambda data, keys: jax.lax.map(lambda k: draw_one(data, k), keys)),
+        devices.compile_draw(draw_outer),
+    )
+
+    def create_estimate(inner_step, step):
+        return estimators.create_estimator(
+            "unrolled",
+            {},
+            inner_step,
+            toy.outer_loss(),
+            axis_name=devices.AXIS_NAME,
+            compile=devices.compile_step,
+            step=step,
+        )
+
+    outer = stages.OuterLoop(num_inner_steps=K, every=every, start=0, through_generator=True)
+    stage = stages.training(
+        name, method, parts, outer, draws, (cases, cases), create_estimate, 4, seed=0, **options
+    )
+    family = {n: p for n, p in players.items() if n != "segmenter"} if method.draws else None
+    state = stage.init(family)
+    if method.draws and not method.moves_theta:  # theta is fixed: the toy has no start of its own
+        state = state.replace(theta=theta)
+    return stage, state
+
+
+def test_an_outer_step_takes_the_inner_steps_that_train():
+    with_outer, start = _stage("end2end", every=4)
+    plain, _ = _stage("joint", every=4)
+    assert [with_outer.kind(step) for step in range(3)] == ["outer step", *["inner step"] * 2]
+    after, metrics, taken = with_outer.advance(start, 0)
+    assert taken == K and int(after.step) == K
+    state = start
+    for step in range(K):
+        state, _, one = plain.advance(state, step)
+        assert one == 1
+    assert state.players.keys() == {"discriminator", "generator", "segmenter"}
+    for name, player in state.players.items():
+        assert tiny.distance(after.players[name].params, player.params) < 1e-5, name
+    assert metrics["outer/hypergradient_norm"] > 0
+    moved = tiny.distance(after.theta, start.theta)
+    assert moved > 1e-4 and tiny.distance(state.theta, start.theta) == 0
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_another_order_of_the_players_would_be_found(swapped, monkeypatch):
+    """What the test above is worth: the compiled step with its players turned round is another step."""
+    compiled = stages._compile
+
+    def turned(inner_step):
+        moving = inner_step.keywords["moving"]
+        return compiled(
+            jax.tree_util.Partial(inner_step, moving=(moving[-1], *moving[:-1]))
+            if swapped
+            else inner_step
+        )
+
+    monkeypatch.setattr(stages, "_compile", turned)
+    with_outer, start = _stage("end2end", every=4)
+    plain, _ = _stage("joint", every=4)
+    monkeypatch.undo()
+    after, _, _ = with_outer.advance(start, 0)
+    state = start
+    for step in range(K):
+        state, _, _ = plain.advance(state, step)
+    distance = tiny.distance(after.players["segmenter"].params, state.players["segmenter"].params)
+    assert (distance > 1e-4) == swapped
+
+
+def test_theta_moves_downhill():
+    """One big step against the hypergradient, then the same two inner steps: V is lower."""
+    stage, start = _stage("end2end", every=4)
+    moved, metrics, _ = stage.advance(start, 0)
+    again, better, _ = stage.advance(start.replace(theta=moved.theta), 0)
+    assert float(better["outer/loss"]) < float(metrics["outer/loss"])
+
+
+def test_steps_do_not_depend_on_theta_where_nothing_is_drawn():
+    stage, state = _stage("real_only", every=4)
+    assert state.theta == {} and state.players.keys() == {"segmenter"}
+    state, metrics, _ = stage.advance(state, 0)
+    assert metrics.keys() == {"segmenter/loss", "segmenter/real_loss"}
+    assert stage.draw is None and stage.use is None
+
+
+def test_keys_of_steps_are_pure_functions_of_seed_stage_and_step():
+    found = {
+        tuple(np.asarray(jax.random.key_data(stages.step_key(seed, stage, step))))
+        for seed in (0, 1)
+        for stage in stages.STAGES
+        for step in range(5)
+    }
+    assert len(found) == 2 * 3 * 5
+    again = stages.step_key(1, "train", 4)
+    assert again == stages.step_key(1, "train", 4)
+    assert jnp.issubdtype(again.dtype, jax.dtypes.prng_key)
