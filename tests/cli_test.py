@@ -1,6 +1,7 @@
 """The command line: where the configuration comes from, and one sentence for every mistake."""
 
 import json
+import os
 import pathlib
 import re
 import sys
@@ -168,3 +169,18 @@ def test_a_copy_inside_the_package_serves_where_there_is_no_clone(tmp_path, monk
     (package / "configs").mkdir(parents=True)
     monkeypatch.setattr(cli, "PACKAGE", pathlib.Path(package))
     assert cli.config_folder() == package / "configs"
+
+
+@pytest.mark.parametrize(
+    "version, before, after",
+    [("0.7.2", None, "--xla_cpu_prefer_vector_width=128"), ("0.7.2", "--mine", "--mine"),
+     ("0.10.2", None, None)],
+)  # fmt: skip
+def test_an_old_compiler_is_helped_unless_the_user_has_flags(version, before, after, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")  # so that the variable is put back afterwards
+    monkeypatch.delenv("XLA_FLAGS")
+    if before:
+        monkeypatch.setenv("XLA_FLAGS", before)
+    monkeypatch.setattr(cli.importlib.metadata, "version", lambda package: version)
+    cli._help_old_compiler()
+    assert os.environ.get("XLA_FLAGS") == after
