@@ -116,6 +116,7 @@ class _Pmapped:
             self._out_axes = tuple(0 if i in batched_results else None for i in range(number))
         self._compiled = None
         self._indices = None
+        self._replicated = None
 
     def __call__(self, *args):
         if self._compiled is None:
@@ -127,7 +128,23 @@ class _Pmapped:
                 out_axes=self._out_axes,
             )
             self._indices = jnp.arange(jax.local_device_count())
-        return self._compiled(self._indices, *args)
+            self._replicated = _sharding_of_results(self._indices)
+        return self._compiled(self._indices, *map(self._place, range(len(args)), args))
+
+    def _place(self, position, arg):
+        """Replicated arguments lie as results do: a state that comes from elsewhere compiles no more."""
+        if self._replicated is None or position in self._batched_args:
+            return arg
+        return jax.tree.map(lambda x: jax.device_put(x, self._replicated), arg)
+
+
+def _sharding_of_results(indices):
+    """That of a replicated result; None where arguments need no such care (several processes, old JAX)."""
+    if jax.process_count() > 1:
+        return None
+    probe = jax.pmap(lambda _, x: x, axis_name=AXIS_NAME, in_axes=(0, None), out_axes=None)
+    sharding = probe(indices, jnp.float32(0.0)).sharding
+    return sharding if isinstance(sharding, jax.sharding.NamedSharding) else None
 
 
 def check_batch_size(field: str, batch_size: int) -> None:

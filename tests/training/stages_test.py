@@ -149,3 +149,21 @@ def test_keys_of_steps_are_pure_functions_of_seed_stage_and_step():
     again = stages.step_key(1, "train", 4)
     assert again == stages.step_key(1, "train", 4)
     assert jnp.issubdtype(again.dtype, jax.dtypes.prng_key)
+
+
+def test_a_step_is_traced_once_also_when_its_state_comes_from_elsewhere():
+    """The first state lies on one device, later ones as the step left them, a restored one on the host."""
+    traced = []
+
+    def step(state, batch):
+        traced.append(1)
+        return jax.tree.map(lambda x: x + batch.mean().astype(x.dtype), state)
+
+    compiled = devices.compile_step(step, batched_args=(1,))
+    batch = jnp.ones((jax.local_device_count(), 4))
+    state = {"weights": jnp.zeros(3), "steps": jnp.int32(0)}
+    for _ in range(3):
+        state = compiled(state, batch)
+    state = compiled(jax.device_get(state), batch)
+    np.testing.assert_array_equal(state["weights"], [4.0] * 3)
+    assert int(state["steps"]) == 4 and len(traced) == 1
