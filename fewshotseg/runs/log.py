@@ -104,9 +104,12 @@ def progress_bar(
 @contextlib.contextmanager
 def compiling(bar: tqdm.tqdm, what: str) -> Iterator[None]:
     """Says that something compiles, and leaves the time it takes out of the bar's rate."""
+    if bar.disable:
+        yield
+        return
     name, started = bar.desc, time.perf_counter()
-    bar.set_description(f"{name}compiling the {what} (up to 3 minutes, kept for next time)")
-    bar.refresh()
+    text = f"compiling the {what} (up to 3 minutes, kept for next time)"
+    bar.set_description_str(f"{name.removesuffix(': ')}: {text}")
     try:
         yield
     finally:

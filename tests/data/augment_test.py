@@ -100,7 +100,7 @@ DATA = {
     "mask": jnp.stack([disc((8, 8))] * 5),
 }
 DRAW = functools.partial(
-    input_pipeline.draw_batch, geometry=FULL, mask_geometry=FULL, num_classes=2
+    input_pipeline.draw_batch, geometry=FULL, mask_geometry=FULL, num_classes=2, num_synthetic=4
 )
 
 
@@ -132,7 +132,12 @@ CORNER = jnp.zeros((5, 8, 8), jnp.uint8).at[:, :3, :2].set(1)
 def test_real_pairs_and_masks_have_their_own_geometry():
     data = {**DATA, "mask": CORNER}
     draw = functools.partial(
-        input_pipeline.draw_batch, data, jax.random.key(0), batch_size=5, num_classes=2
+        input_pipeline.draw_batch,
+        data,
+        jax.random.key(0),
+        batch_size=5,
+        num_synthetic=5,
+        num_classes=2,
     )
     batch = draw(geometry=NONE, mask_geometry=FLIP)
     np.testing.assert_array_equal(batch["mask"], CORNER)

@@ -305,7 +305,7 @@ def test_players_move_in_turn_each_seeing_what_those_before_it_have_become():
     turned = tiny.jit(chain.method.inner_step(moving=("segmenter", "discriminator", "generator")))
     other, _ = turned(chain.inner, chain.theta, batch, rng)
     assert tiny.distance(other["generator"].params, state["generator"].params) < 1e-13
-    assert tiny.distance(other["segmenter"].params, state["segmenter"].params) > 1e-6
+    assert tiny.distance(other["segmenter"].params, state["segmenter"].params) > 1e-8
 
 
 def test_only_the_segmenter_moves_when_the_generator_is_not_trained():

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tiny
 
-from fewshotseg.models import layers, search_space, unet
+from fewshotseg.genseg import outer_variables
+from fewshotseg.models import layers, unet
 from fewshotseg.models import patchgan as discriminator
 from fewshotseg.models import pix2pix as generator
 
@@ -76,7 +77,8 @@ def test_discretized_generator_uses_the_strongest_candidate_alone():
     logits = {side: normal(i, 2, 3) for i, side in enumerate(("encoder", "decoder"))}
     soft = jax.tree.map(jax.nn.softmax, logits)
     params = layers.init_params(network, jax.random.key(1), masks, soft, None)
-    hard = search_space.discretize(soft)
+    hard = outer_variables.discretize({"architecture": logits})["architecture"]
+    hard = jax.tree.map(jax.nn.softmax, hard)
     for side in soft:
         np.testing.assert_array_equal(hard[side].argmax(-1), soft[side].argmax(-1))
         np.testing.assert_array_equal(np.sort(hard[side]), [[0, 0, 1]] * 2)

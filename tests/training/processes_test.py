@@ -46,12 +46,13 @@ def _start(workdir, cache, num_processes, *flags):
             command += [f"--coordinator=127.0.0.1:{port}", f"--num_processes={num_processes}"]
             command += [f"--process_id={i}"]
         output = workdir.parent / f"{workdir.name}_{i}_{len(list(workdir.parent.iterdir()))}.txt"
-        process = subprocess.Popen(
-            command,
-            stdout=output.open("w"),
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
-        )
+        with output.open("w") as file:
+            process = subprocess.Popen(
+                command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
+            )
         started.append((process, output))
     return started
 
