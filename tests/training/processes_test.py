@@ -101,6 +101,7 @@ def test_losing_a_process_ends_the_run_and_one_process_can_finish_it(
         assert time.monotonic() < deadline, started[0][1].read_text()
         time.sleep(0.05)
     started[victim][0].send_signal(signal.SIGKILL)
+    started[victim][0].wait()
     other, output = started[1 - victim]
     assert other.wait(timeout=60) == 2
     assert "lost the others" in output.read_text()
