@@ -76,17 +76,33 @@ def init_params(module: nn.Module, key: jax.Array, *inputs) -> dict:
 
 
 def conv(
-    x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int | str = "SAME"
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int = 1,
+    padding: int | str = "SAME",
+    groups: int = 1,
 ) -> jax.Array:
-    """Convolution (cross-correlation) of `x [B, *spatial, C]` with `kernel [*k, C, C_out]`."""
+    """Convolution (cross-correlation) of `x [B, *spatial, C]` with `kernel [*k, C / groups, C_out]`."""
     rank = kernel.ndim - 2
     spatial = "DHW"[-rank:]
     if not isinstance(padding, str):
         padding = [(padding, padding)] * rank
     numbers = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
     return jax.lax.conv_general_dilated(
-        x, kernel.astype(x.dtype), (stride,) * rank, padding, dimension_numbers=numbers
+        x,
+        kernel.astype(x.dtype),
+        (stride,) * rank,
+        padding,
+        dimension_numbers=numbers,
+        feature_group_count=groups,
     )
+
+
+def upsample_2x(x: jax.Array, sizes: Sequence[int]) -> jax.Array:
+    """Nearest neighbours of `x [B, *n, C]` at twice the size, cut to `sizes`, at most 2n."""
+    for axis, size in enumerate(sizes, 1):
+        x = jax.lax.slice_in_dim(jnp.repeat(x, 2, axis), 0, size, axis=axis)
+    return x
 
 
 def depth_to_space_2x(x: jax.Array, rank: int) -> jax.Array:
