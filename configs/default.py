@@ -85,6 +85,15 @@ def get_config(arg: str = "") -> ConfigDict:
     config.segmenter.unet.activation = "relu"  # 'relu' | 'silu'
     config.segmenter.unet.pool = "max"  # 'max' | 'avg'
     config.segmenter.unet.dtype = "float32"  # of the computation: 'float32' | 'bfloat16'
+    config.segmenter.efficient_unet = ConfigDict()  # EfficientNet-Lite0 with a U-Net's decoder
+    # Of the encoder at the start: 'imagenet' (needs the extra `pretrained`), '' (drawn), or a file.
+    config.segmenter.efficient_unet.weights = "imagenet"
+    config.segmenter.efficient_unet.trained = "finetune"  # | 'frozen': the decoder alone
+    # Times optim.learning_rate, for an encoder that did not start from scratch.
+    config.segmenter.efficient_unet.encoder_rate = 0.3
+    # Channels of the decoder, from a 16th of the resolution up to the full one.
+    config.segmenter.efficient_unet.widths = (128, 96, 64, 32, 16)
+    config.segmenter.efficient_unet.dtype = "float32"
 
     config.family = ConfigDict()  # of generators: which players there are and how they are trained
     config.family.name = "gan"

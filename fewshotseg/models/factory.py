@@ -1,6 +1,7 @@
 """From names and fields to networks. A network: one file, and one row in a table here."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -10,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from fewshotseg import errors
-from fewshotseg.models import layers, patchgan, pix2pix, unet
+from fewshotseg.models import efficient_unet, layers, patchgan, pix2pix, unet
 from fewshotseg.types import Params, PRNGKey
 
-SEGMENTERS = {"unet": unet.UNet}
+SEGMENTERS = {"unet": unet.UNet, "efficient_unet": efficient_unet.EfficientUNet}
 GENERATORS = {"pix2pix": pix2pix.Generator}
 DISCRIMINATORS = {"patchgan": patchgan.Discriminator}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
@@ -27,27 +28,48 @@ class Network(NamedTuple):
       apply: `(params, *inputs) -> outputs`.
       mixing: shapes `(cells, candidates)` of the mixing weights it takes, by side; empty where nothing
         is searched.
+      rates: learning rates of parts of the parameters, by the first part of their names, relative to that
+        of the others; 0: they never move.
+      given: the parts of the parameters that `init` reads and does not draw, by the same names.
+      notice: what people should know of these.
     """
 
     init: Callable[[PRNGKey], Params]
     apply: Callable
     mixing: Mapping[str, tuple[int, int]] = MappingProxyType({})
+    rates: Mapping[str, float] = MappingProxyType({})
+    given: Callable[[], Mapping[str, Params]] = dict
+    notice: str = ""
 
 
 def network(module: nn.Module, *inputs) -> Network:
     """A Linen module as a `Network`, with its own initialisers.
 
     Args:
-      module: without mutable collections.
+      module: without mutable collections. It may have methods `given`, `rates` and `notice`, which return those
+        attributes of `Network`.
       *inputs: `jax.ShapeDtypeStruct`s or arrays like those it will be called with.
     """
 
-    @jax.jit
-    def init(key):
-        examples = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), inputs)
-        return layers.init_params(module, key, *examples)
+    given = getattr(module, "given", dict)
 
-    return Network(init, lambda params, *args: module.apply({"params": params}, *args))
+    @functools.partial(jax.jit, static_argnums=1)
+    def draw(key, left_out):
+        examples = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), inputs)
+        params = layers.init_params(module, key, *examples)
+        return {name: part for name, part in params.items() if name not in left_out}
+
+    def init(key):
+        read = given()
+        return {**draw(key, tuple(read)), **read}
+
+    return Network(
+        init,
+        lambda params, *args: module.apply({"params": params}, *args),
+        rates=module.rates() if hasattr(module, "rates") else {},
+        given=given,
+        notice=module.notice() if hasattr(module, "notice") else "",
+    )
 
 
 def create_module(

@@ -71,6 +71,7 @@ class Experiment:
       spec: what the data decide about the networks.
       pretraining: makes the stage of the generator alone.
       training: method -> its stage, made when called.
+      notices: what people should know of weights that were not trained here.
       loop: intervals of the loop.
       evaluation: how models are measured.
       threshold: probability from which a pixel is foreground, one class.
@@ -84,6 +85,7 @@ class Experiment:
     spec: factory.Spec
     pretraining: Callable[[], stages.Stage]
     training: Callable[[str], stages.Stage]
+    notices: tuple[str, ...]
     loop: Loop
     evaluation: Evaluation
     threshold: float
@@ -166,7 +168,12 @@ def create_parts(
     player = segmenter.player(
         segment,
         jitter if method.augments else lambda images, keys: images,
-        _optimizer(config.optim, config.train.num_steps, differentiable=bool(moving)),
+        _optimizer(
+            config.optim,
+            config.train.num_steps,
+            differentiable=bool(moving),
+            rates=networks["segmenter"].rates,
+        ),
         draw=family.draw if method.draws else None,
         use=use,
         num_classes=spec.num_classes,
@@ -284,7 +291,9 @@ def build(config) -> Experiment:
     """
     data = build_data.create_data(config)
     spec = create_spec(config, data.num_classes)
-    create_networks(config, spec)  # a wrong field is refused before anything is trained
+    networks = create_networks(config, spec)  # a wrong field is refused before anything is trained,
+    for network in networks.values():  # and weights that are missing
+        network.given()
     return Experiment(
         name=config.name,
         seed=config.seed,
@@ -293,6 +302,7 @@ def build(config) -> Experiment:
         spec=spec,
         pretraining=functools.partial(create_pretraining, config, data, spec),
         training=functools.partial(create_training, config, data, spec),
+        notices=tuple(network.notice for network in networks.values() if network.notice),
         loop=Loop(
             log_every=config.log_every,
             eval_every=config.eval_every,

@@ -18,7 +18,7 @@ from fewshotseg.data import canvas
 from fewshotseg.data.cases import SOURCES
 from fewshotseg.genseg.outer_variables import OUTER_VARIABLES
 from fewshotseg.methods import METHODS
-from fewshotseg.models import factory, unet
+from fewshotseg.models import efficient_unet, factory, unet
 from fewshotseg.training import devices, optimizers
 from fewshotseg.training.build import FAMILIES
 from fewshotseg.training.estimators import ESTIMATORS, GRADIENTS, parse_choice
@@ -75,6 +75,8 @@ BOUNDS: Mapping[str, Bound] = {
     "data.num_test": at_least(0),
     "*.width": at_least(1),
     "*.max_width": at_least(1),
+    "segmenter*.widths": at_least(efficient_unet.CHANNELS_PER_GROUP),
+    "segmenter*.encoder_rate": at_least(0),
     "segmenter*.num_levels": at_least(1),
     "generator*.num_levels": at_least(1),
     "discriminator*.num_levels": at_least(1),
@@ -140,6 +142,7 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "discriminator.name": tuple(factory.DISCRIMINATORS),
     "segmenter*.activation": tuple(unet.ACTIVATIONS),
     "segmenter*.pool": tuple(unet.POOLS),
+    "segmenter*.trained": efficient_unet.TRAINED,
     "*.dtype": tuple(factory.DTYPES),
     "loss.overlap": ("dice", "jaccard"),
     "family.name": tuple(FAMILIES),

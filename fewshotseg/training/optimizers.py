@@ -14,6 +14,7 @@ amplification (and changes the training of the weights whose gradients are small
 is biased; or 64 bits.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -71,6 +72,7 @@ def create_optimizer(
     eps: float = 1e-8,
     second_moment: str = "differentiated",
     differentiable: bool = False,
+    rates: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
     """An optimiser of a player or of theta.
 
@@ -88,6 +90,8 @@ def create_optimizer(
       eps: added to the root of the second moment, as in Kingma and Ba (2015) and in PyTorch.
       second_moment: 'differentiated', or 'given': a derivative takes it for a constant.
       differentiable: the twin of the stock chain whose derivative is finite everywhere.
+      rates: factors of the learning rate (and so of decoupled decay) for parts of the parameters, by the
+        first part of their names; 0: they never move.
 
     Raises:
       InputError: an unknown name, schedule or way with the second moment.
@@ -113,7 +117,21 @@ def create_optimizer(
     }
     if name not in chains:
         raise errors.InputError(f"optimizer is {name!r}: use one of {', '.join(chains)}.")
-    return optax.chain(*chains[name])
+    scale = [_scale_parts(rates)] if rates else []
+    return optax.chain(*chains[name], *scale)
+
+
+def _scale_parts(rates: Mapping[str, float]):
+    """Multiplies updates by the factor of the part they belong to."""
+
+    def scale(updates, params=None):
+        del params
+        return {
+            name: jax.tree.map(lambda u, rate=rates.get(name, 1.0): rate * u, part)
+            for name, part in updates.items()
+        }
+
+    return optax.stateless(scale)
 
 
 def _differentiable_adam(b1: float, b2: float, eps: float, given: bool):

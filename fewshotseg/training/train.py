@@ -33,6 +33,8 @@ def train_and_evaluate(experiment: Experiment, workdir: pathlib.Path) -> None:
     data = experiment.data
     if devices.is_main():
         describe(data, workdir)
+        for notice in experiment.notices:
+            print(notice, flush=True)
     players = None
     for name in sorted(experiment.methods, key=lambda name: METHODS[name].draws):
         folder = workdir / name
