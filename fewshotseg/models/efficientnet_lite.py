@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fewshotseg.models import layers, weights
+from fewshotseg.models import depthwise, layers, weights
 from fewshotseg.types import Params
 
 RELEASE = weights.Release(
@@ -88,7 +88,7 @@ def _inverted_residual(x, block, name):
     y, width = x, block.features * block.expansion
     if block.expansion > 1:
         y = nn.relu6(Affine(name=f"{name}_expand_norm")(_conv(y, width, name=f"{name}_expand")))
-    y = layers.DepthwiseConv(block.kernel_size, block.stride, name=f"{name}_depthwise")(y)
+    y = depthwise.DepthwiseConv(block.kernel_size, block.stride, name=f"{name}_depthwise")(y)
     y = nn.relu6(Affine(name=f"{name}_depthwise_norm")(y))
     y = _conv(y, block.out, name=f"{name}_project")
     # Nothing is normalised: from scratch, residuals start as the identity (De and Smith, 2020).

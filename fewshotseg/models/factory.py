@@ -46,8 +46,8 @@ def network(module: nn.Module, *inputs) -> Network:
     """A Linen module as a `Network`, with its own initialisers.
 
     Args:
-      module: without mutable collections. It may have methods `given`, `rates` and `notice`, which return those
-        attributes of `Network`.
+      module: without mutable collections. It may have methods `given`, `rates` and `notice`, for the
+        attributes of `Network` that are called so.
       *inputs: `jax.ShapeDtypeStruct`s or arrays like those it will be called with.
     """
 

@@ -98,41 +98,6 @@ def conv(
     )
 
 
-def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """Convolution of every channel of `x [B, *spatial, C]` by itself, 'SAME', `kernel [*k, 1, C]`.
-
-    XLA's grouped convolution is 22 times slower on CPUs (forward and gradient) than a sum over the taps
-    of the kernel; accelerators keep it.
-    """
-    if jax.default_backend() == "cpu":
-        return depthwise_conv_by_taps(x, kernel, stride)
-    return conv(x, kernel, stride, groups=x.shape[-1])
-
-
-def depthwise_conv_by_taps(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """`depthwise_conv` as a sum of shifted inputs. None of them is kept for the derivative."""
-    *sizes, _, channels = kernel.shape
-    out = [-(-n // stride) for n in x.shape[1:-1]]
-    spans = [(n - 1) * stride + 1 for n in out]
-    lacking = [max(s - 1 + k - n, 0) for s, k, n in zip(spans, sizes, x.shape[1:-1], strict=True)]
-    # As TensorFlow's and XLA's 'SAME': an odd row more goes to the end.
-    pads = [(0, 0), *[(p // 2, p - p // 2) for p in lacking], (0, 0)]
-    x = jnp.pad(x, pads)
-    strided = (slice(None), *[slice(None, None, stride)] * len(sizes))
-
-    @jax.checkpoint
-    def add(total, tap):
-        start, weight = tap
-        lengths = (x.shape[0], *spans, channels)
-        part = jax.lax.dynamic_slice(x, (0, *start, 0), lengths)
-        return total + part[strided] * weight, None
-
-    starts = list(jnp.indices(sizes).reshape(len(sizes), -1))
-    taps = starts, kernel.reshape(-1, channels).astype(x.dtype)
-    zeros = jnp.zeros((x.shape[0], *out, channels), x.dtype)
-    return jax.lax.scan(add, zeros, taps)[0]
-
-
 def upsample_2x(x: jax.Array, sizes: Sequence[int]) -> jax.Array:
     """Nearest neighbours of `x [B, *n, C]` at twice the size, cut to `sizes`, at most 2n."""
     for axis, size in enumerate(sizes, 1):
@@ -288,18 +253,6 @@ class Conv(nn.Module):
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y = y + bias.astype(y.dtype)
         return y
-
-
-class DepthwiseConv(nn.Module):
-    """`depthwise_conv` with parameters, without a bias."""
-
-    kernel_size: int = 3
-    stride: int = 1
-
-    @nn.compact
-    def __call__(self, x):
-        shape = (*(self.kernel_size,) * (x.ndim - 2), 1, x.shape[-1])
-        return depthwise_conv(x, self.param("kernel", kernel_init, shape), self.stride)
 
 
 class ConvTranspose2x(nn.Module):

@@ -170,9 +170,7 @@ class _Tensor(NamedTuple):
         numbers = (self.offset, *self.shape, *self.strides)
         if not all(type(n) is int and n >= 0 for n in numbers):
             raise ValueError("a tensor with a negative shape, stride or offset")
-        last = self.offset + sum(
-            (n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)
-        )
+        last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
         size = math.prod(self.shape)
         if size == 0:
             return np.zeros(self.shape, flat.dtype)

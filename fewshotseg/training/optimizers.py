@@ -126,10 +126,7 @@ def _scale_parts(rates: Mapping[str, float]):
 
     def scale(updates, params=None):
         del params
-        return {
-            name: jax.tree.map(lambda u, rate=rates.get(name, 1.0): rate * u, part)
-            for name, part in updates.items()
-        }
+        return {name: optax.tree.scale(rates.get(name, 1.0), u) for name, u in updates.items()}
 
     return optax.stateless(scale)
 

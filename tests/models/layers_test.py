@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from fewshotseg.genseg import outer_variables
-from fewshotseg.models import layers, unet
+from fewshotseg.models import depthwise, layers, unet
 from fewshotseg.models import patchgan as discriminator
 from fewshotseg.models import pix2pix as generator
 
@@ -46,6 +46,57 @@ def test_transposed_convolution_has_the_same_derivative():
     stock = jax.grad(lambda x, k: (stock_transpose(x, k) * w).sum(), (0, 1))(x, kernel)
     for a, b in zip(fast, stock, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-11)
+
+
+DEPTHWISE = [
+    ((2, 7, 8), 3, 1),
+    ((2, 7, 8), 3, 2),
+    ((1, 9, 6), 5, 2),
+    ((1, 2, 2), 5, 1),
+    ((1, 5, 4, 6), 3, 2),
+]
+
+
+@pytest.mark.parametrize(("shape", "size", "stride"), DEPTHWISE)
+def test_depthwise_convolution_equals_the_grouped_one(shape, size, stride):
+    x, kernel = normal(0, *shape, 3), normal(1, *(size,) * (len(shape) - 1), 1, 3)
+
+    def grouped(x, kernel):
+        return layers.conv(x, kernel, stride, groups=3)
+
+    fast, back = jax.vjp(lambda *p: depthwise.by_taps(*p, stride), x, kernel)
+    stock, stock_back = jax.vjp(grouped, x, kernel)
+    np.testing.assert_allclose(fast, stock, atol=1e-12)
+    w = normal(2, *stock.shape)
+    for a, b in zip(back(w), stock_back(w), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-11)
+    np.testing.assert_array_equal(depthwise.depthwise_conv(x, kernel, stride), fast)  # on CPUs
+
+
+def test_depthwise_convolution_has_a_second_derivative():
+    """Forward over reverse, through ReLU6, against central differences of the gradient."""
+    point = {"x": 3 * normal(0, 1, 5, 4, 2), "kernel": normal(1, 3, 3, 1, 2)}
+
+    def function(p):
+        y = nn.relu6(depthwise.by_taps(p["x"], p["kernel"], 2))
+        return jnp.sin(depthwise.by_taps(y, p["kernel"])).sum()
+
+    gradient, direction = jax.jit(jax.grad(function)), tiny.random_direction(point, 5)
+    direction = jax.tree.map(jnp.asarray, direction)
+    along = jax.jvp(jax.grad(function), (point,), (direction,))[1]
+    right, left = (gradient(tiny.along(point, direction, h)) for h in (1e-6, -1e-6))
+    differences = jax.tree.map(lambda a, b: (a - b) / 2e-6, right, left)
+    assert tiny.norm(along) > 1 and tiny.distance(along, differences) < 1e-7
+    slope = tiny.derivative(function, point, direction, 1e-6)
+    assert slope == pytest.approx(tiny.dot(gradient(point), direction), rel=1e-7)
+
+
+@pytest.mark.parametrize("sizes", [(6, 4), (5, 4), (5, 3)])
+def test_upsampling_repeats_pixels(sizes):
+    x = normal(0, 2, 3, 2, 2)
+    rows, columns = np.arange(sizes[0]) // 2, np.arange(sizes[1]) // 2
+    wanted = np.asarray(x)[:, rows][:, :, columns]
+    np.testing.assert_array_equal(layers.upsample_2x(x, sizes), wanted)
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 6, 8), (1, 3, 4, 2, 8)])
