@@ -14,6 +14,7 @@ from PIL import Image
 from configs import default, public
 from fewshotseg.data.sources.tfds import DATASETS
 from fewshotseg.methods import METHODS
+from fewshotseg.models import factory
 from fewshotseg.training import build, config_check, estimators, stages
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -127,13 +128,18 @@ ELSEWHERE = {
 
 
 def test_every_field_is_read(reads, tmp_path):
-    """While experiments are built, for every source and estimator."""
+    """While experiments are built, for every source, estimator and segmenter."""
     folder_of_images(tmp_path)
-    choices = [("folder", "unrolled", "mixed"), ("phantom", "unrolled", "finite_difference")]
-    choices += [("phantom", name, "mixed") for name in estimators.ESTIMATORS]
+    choices = [
+        ("folder", "unrolled", "mixed", "unet"),
+        ("phantom", "unrolled", "finite_difference", "unet"),
+    ]
+    choices += [("phantom", name, "mixed", "unet") for name in estimators.ESTIMATORS]
+    choices += [("phantom", "unrolled", "mixed", name) for name in factory.SEGMENTERS]
     read, fields = set(), set()
-    for source, estimator, gradient in choices:
-        config = load("demo", "runlocal")
+    for source, estimator, gradient, segmenter in choices:
+        config = load("demo", f"runlocal,segmenter={segmenter}")
+        config.segmenter.efficient_unet.weights = ""  # those of ImageNet may not be installed
         config.outer.estimator, config.outer.gradient = estimator, gradient
         config.data.source = source
         config.data.folder.images_dir = str(tmp_path / "images")

@@ -84,6 +84,8 @@ NONSENSE = [
     ("segmenter.unet.num_levels", 20), ("discriminator.patchgan.num_levels", 20),
     ("segmenter.unet.groups", 0),
     ("segmenter.unet.activation", "foo"), ("segmenter.unet.pool", "foo"), ("segmenter.unet.dtype", "int8"),
+    ("segmenter.efficient_unet.trained", "thawed"), ("segmenter.efficient_unet.encoder_rate", -1.0),
+    ("segmenter.efficient_unet.widths", (16, 3)), ("segmenter.efficient_unet.widths", ()),
     ("segmenter.name", "vnet"), ("data.source", "floder"), ("data.channels", 2),
     ("data.image_size", 8), ("data.num_test", -1), ("seed", 10**20), ("seed", -1),
     ("methods", ()), ("methods", ("end2edn",)), ("methods", ("joint", "joint")),
