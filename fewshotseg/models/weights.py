@@ -14,7 +14,7 @@ import math
 import pathlib
 import pickle
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -237,7 +237,10 @@ def _open_zip(data: bytes):
 
 def _open_legacy(data: bytes):
     file = io.BytesIO(data)
-    load: Callable = lambda: _Unpickler(file).load()  # noqa: E731
+
+    def load():
+        return _Unpickler(file).load()
+
     if load() != _TORCH_MAGIC:
         raise ValueError("it does not begin as PyTorch files do")
     load()  # version of the protocol

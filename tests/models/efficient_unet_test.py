@@ -278,7 +278,18 @@ def test_training_starts_with_the_weights_of_the_release(encoder):
         jax.tree.map(np.testing.assert_array_equal, start["encoder"], encoder)
     kernels = [np.asarray(start["up_0_conv"]["kernel"]) for start in starts]
     assert np.abs(kernels[0] - kernels[1]).max() > 0.1
-    assert parts.networks["segmenter"].rates == {"encoder": 0.0}
+
+
+def test_the_rates_reach_the_optimizer_of_a_method():
+    config = _config()
+    config.segmenter.efficient_unet.weights = ""
+    config.segmenter.efficient_unet.trained = "frozen"
+    parts = build.create_parts(config, build.create_spec(config, 2), Method(), "train")
+    optimizer, ones = parts.players["segmenter"].optimizer, jnp.ones(3)
+    some = {"encoder": {"stem": ones}, "logits": {"bias": ones}}
+    updates, _ = optimizer.update(some, optimizer.init(some), some)
+    np.testing.assert_array_equal(updates["encoder"]["stem"], jnp.zeros(3))
+    assert (updates["logits"]["bias"] < 0).all()
 
 
 def test_without_the_release_one_sentence_before_anything_is_compiled(monkeypatch):
