@@ -10,8 +10,8 @@ from fewshotseg.models import layers
 def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """Convolution of every channel of `x [B, *spatial, C]` by itself, 'SAME', `kernel [*k, 1, C]`.
 
-    XLA's grouped convolution is 22 times slower on CPUs (forward and gradient) than a sum over the taps
-    of the kernel; accelerators keep it.
+    On CPUs, XLA's grouped convolution takes nine times as long as a sum over the taps of the kernel
+    (forward and gradient, x [8, 48, 48, 96], 5x5); accelerators keep it.
     """
     if jax.default_backend() == "cpu":
         return by_taps(x, kernel, stride)
@@ -29,17 +29,15 @@ def by_taps(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     x = jnp.pad(x, pads)
     strided = (slice(None), *[slice(None, None, stride)] * len(sizes))
 
-    @jax.checkpoint
-    def add(total, tap):
-        start, weight = tap
-        lengths = (x.shape[0], *spans, channels)
-        part = jax.lax.dynamic_slice(x, (0, *start, 0), lengths)
-        return total + part[strided] * weight, None
+    @jax.checkpoint  # of all its inputs: JAX 0.7 loses what it would close over
+    def add(total, x, start, weight):
+        part = jax.lax.dynamic_slice(x, (0, *start, 0), (x.shape[0], *spans, channels))
+        return total + part[strided] * weight
 
     starts = list(jnp.indices(sizes).reshape(len(sizes), -1))
     taps = starts, kernel.reshape(-1, channels).astype(x.dtype)
     zeros = jnp.zeros((x.shape[0], *out, channels), x.dtype)
-    return jax.lax.scan(add, zeros, taps)[0]
+    return jax.lax.scan(lambda total, tap: (add(total, x, *tap), None), zeros, taps)[0]
 
 
 class DepthwiseConv(nn.Module):
