@@ -63,7 +63,10 @@ def mixed(loss: Callable) -> Callable:
             value_and_aux, grads = jax.value_and_grad(
                 lambda p, o: loss(p, o, data), argnums=(0, 1), has_aux=True
             )(p, outer)
-            return grads, value_and_aux
+            # A frozen weight's gradient is 0 whatever the weights are: as such a constant, JAX 0.7 loses
+            # it on its way out of a scan.
+            kept = jax.tree.map(lambda g, x: g + 0 * x, grads[0], p)
+            return (kept, grads[1]), value_and_aux
 
         grads, directional, value_and_aux = jax.linearize(both, params, has_aux=True)
         return (value_and_aux, grads[0]), (directional, grads)
