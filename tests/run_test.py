@@ -212,8 +212,11 @@ def test_predict_keeps_sizes_and_reports_what_it_cannot_read(finished, cache, tm
         Image.new("RGB", size, (180, 140, 120)).save(images / name)
     done = run(finished[0], cache, "--mode=predict", f"--input={images}", f"--output={tmp_path}/o")
     assert done.returncode == 0, done.stderr
-    masks = {p.stem: Image.open(p) for p in (tmp_path / "o" / "masks").iterdir()}
-    assert masks["wide"].size == (50, 20) and masks["tall"].size == (31, 47)
+    sizes = {}
+    for path in (tmp_path / "o" / "masks").iterdir():
+        with Image.open(path) as mask:
+            sizes[path.stem] = mask.size
+    assert sizes == {"wide": (50, 20), "tall": (31, 47)}
     (images / "broken.png").write_bytes(b"not an image")
     flags = ("--mode=predict", f"--input={images}", f"--output={tmp_path}/o2")
     done = run(finished[0], cache, *flags)
