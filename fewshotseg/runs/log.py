@@ -114,5 +114,4 @@ def compiling(bar: tqdm.tqdm, what: str) -> Iterator[None]:
         yield
     finally:
         bar.start_t += time.perf_counter() - started
-        bar.last_print_t = bar.start_t + (bar.last_print_t - bar.start_t)
         bar.set_description_str(name)

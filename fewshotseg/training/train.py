@@ -102,9 +102,7 @@ def describe(data: cases.Data, workdir: pathlib.Path) -> None:
     tests = {name: ids for name, (_, ids) in data.test_sets.items()}
     split_files.write_split(workdir / "splits.json", data.split, tests)
     files.write_json(workdir / "classes.json", data.source.class_names)
-    figures.contact_sheet(
-        [data.source.load(i) for i in data.split.train], workdir / "contact_sheet.png"
-    )
     train = [data.source.load(i) for i in data.split.train]
+    figures.contact_sheet(train, workdir / "contact_sheet.png")
     found = evaluate.threshold_baseline(train, data.test_sets, workdir)
     print("Best grey-value threshold, Dice:", {k: round(v, 3) for k, v in found.items()})
