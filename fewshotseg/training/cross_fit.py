@@ -1,0 +1,105 @@
+"""Trials: whole trainings of the segmenter on all folds but one, judged on the one, and differentiated.
+
+Every pair of a trial, real or synthetic, is made of the cases of its own folds, so the cases held out have
+gone into nothing; and every labelled case is held out once. The derivative runs through the whole training,
+optimiser, schedule and average of the weights included, in forward mode: its memory is that of one step.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fewshotseg import hypergradient
+from fewshotseg.genseg import levels
+from fewshotseg.hypergradient import host_loop
+from fewshotseg.training import search
+from fewshotseg.types import Batch, PRNGKey, Theta
+
+CHUNK = 10  # steps between two signs of life
+
+
+def create_problem(
+    inner_step: Callable,
+    outer_loss: Callable,
+    init: Callable[[PRNGKey], levels.State],
+    draw: Callable[[Batch, PRNGKey], Batch],
+    arrays: Mapping[str, np.ndarray],
+    folds: Sequence[Sequence[int]],
+    theta: Theta,
+    *,
+    num_steps: int,
+    num_starts: int,
+    key: PRNGKey,
+    report: Callable[[int, int, int], None] = lambda fold, start, step: None,
+) -> search.Problem:
+    """The trials of one data set and one network.
+
+    Args:
+      inner_step: see `hypergradient.unrolled`, open to forward mode.
+      outer_loss: likewise, of the weights that a training ends with; see `of_average`.
+      init: key -> state before the first step.
+      draw: `(arrays of some cases, key) -> batch`, drawn inside the step.
+      arrays: of all labelled cases, see `batches.load_arrays`.
+      folds: positions of the cases of every fold.
+      theta: where to begin.
+      num_steps: of a trial, K.
+      num_starts: trials per fold, each from other weights.
+      key: of everything; the starts and the folds have keys of their own.
+      report: told fold, start and step, every few steps.
+    """
+    arrays = jax.tree.map(jnp.asarray, dict(arrays))
+    largest = max(map(len, folds))
+
+    def step(state, theta, batch, rng):
+        cases = jax.tree.map(lambda x: x[batch["members"]], arrays)
+        return inner_step(state, theta, draw(cases, rng), rng)
+
+    differentiated = host_loop.advance(step)
+    plain = host_loop.steps(step)
+    judge = jax.jit(lambda state, theta, batch: outer_loss(state, theta, batch)[0])
+    finish = jax.jit(hypergradient.finish(outer_loss))
+    initial = jax.jit(init)
+
+    def run(theta, fold, start, differentiate):
+        trial_key = jax.random.fold_in(jax.random.fold_in(key, start), fold)
+        held_out = _held_out(arrays, folds[fold], largest)
+        members = jnp.array([i for j, other in enumerate(folds) if j != fold for i in other])
+        theta = jax.tree.map(jnp.asarray, theta)
+        state = initial(jax.random.fold_in(key, start))
+        tangents = hypergradient.start(theta, state) if differentiate else None
+        for begin in range(0, num_steps, CHUNK):
+            report(fold, start, begin)
+            count = min(CHUNK, num_steps - begin)
+            rngs = jax.vmap(lambda k: jax.random.fold_in(trial_key, k))(begin + jnp.arange(count))
+            batches = {"members": jnp.tile(members, (count, 1))}
+            if differentiate:
+                state, tangents, _ = differentiated(state, tangents, theta, batches, rngs)
+            else:
+                state, _ = plain(state, theta, batches, rngs)
+        if not differentiate:
+            return search.Trial(float(judge(state, theta, held_out)), None)
+        loss, gradient, _ = finish(state, tangents, theta, held_out)
+        return search.Trial(float(loss), jax.tree.map(np.asarray, gradient))
+
+    return search.Problem(theta, len(folds), num_starts, run)
+
+
+def of_average(outer_loss: Callable) -> Callable:
+    """An outer loss of the average of the segmenter's weights, which is what predicts."""
+
+    def loss(state, theta, batch):
+        segmenter = state["segmenter"]
+        if segmenter.average is not None:
+            state = {**state, "segmenter": segmenter.replace(params=segmenter.average)}
+        return outer_loss(state, theta, batch)
+
+    return loss
+
+
+def _held_out(arrays, fold, size):
+    """An outer batch of all cases of a fold, padded to one size for all folds."""
+    padded = jnp.array([*fold, *[fold[0]] * (size - len(fold))])
+    weight = (jnp.arange(size) < len(fold)).astype(jnp.float32)
+    return {"image": arrays["image"][padded], "mask": arrays["mask"][padded], "weight": weight}
