@@ -45,7 +45,9 @@ def weigh(gradients: Sequence[Theta]) -> Evidence:
     rows = rows.astype(np.float64)
     number = len(rows)
     mean, error = rows.mean(0), rows.std(0, ddof=1) / math.sqrt(number)
-    t = np.divide(mean, error, out=np.where(mean == 0, 0.0, np.copysign(np.inf, mean)), where=error > 0)
+    t = np.divide(
+        mean, error, out=np.where(mean == 0, 0.0, np.copysign(np.inf, mean)), where=error > 0
+    )
     p = np.array(statistics.holm((2 * stats.t.sf(np.abs(t), number - 1)).tolist()))
 
     def as_theta(flat):

@@ -43,9 +43,7 @@ def test_always_the_same_number():
 def test_step_is_against_the_mean_and_as_long_as_the_rate_where_there_is_evidence():
     theta = {"x": np.zeros(3, np.float32), "y": np.float32(1.0)}
     noise = np.array([-1.0, 1.0, -1.0, 1.0])
-    rows = [
-        {"x": np.array([4.0 + 0.1 * n, -2.0 - 0.1 * n, 5.0 * n]), "y": 3.0 * n} for n in noise
-    ]
+    rows = [{"x": np.array([4.0 + 0.1 * n, -2.0 - 0.1 * n, 5.0 * n]), "y": 3.0 * n} for n in noise]
     moved = evidence.step(theta, evidence.weigh(rows), rate=0.5, level=0.1)
     np.testing.assert_allclose(moved["x"], [-0.5, 0.25, 0.0], rtol=1e-6)
     assert moved["x"].dtype == np.float32 and moved["y"] == 1.0
