@@ -32,6 +32,7 @@ def create_problem(
     num_steps: int,
     num_starts: int,
     key: PRNGKey,
+    describe: Callable[[Theta], Mapping[str, Mapping[str, float]]] = lambda theta: {},
     report: Callable[[int, int, int], None] = lambda fold, start, step: None,
 ) -> search.Problem:
     """The trials of one data set and one network.
@@ -47,6 +48,7 @@ def create_problem(
       num_steps: of a trial, K.
       num_starts: trials per fold, each from other weights.
       key: of everything; the starts and the folds have keys of their own.
+      describe: see `search.Problem`.
       report: told fold, start and step, every few steps.
     """
     arrays = jax.tree.map(jnp.asarray, dict(arrays))
@@ -83,7 +85,7 @@ def create_problem(
         loss, gradient, _ = finish(state, tangents, theta, held_out)
         return search.Trial(float(loss), jax.tree.map(np.asarray, gradient))
 
-    return search.Problem(theta, len(folds), num_starts, run)
+    return search.Problem(theta, len(folds), num_starts, run, describe)
 
 
 def of_average(outer_loss: Callable) -> Callable:

@@ -51,12 +51,14 @@ class Problem:
       num_folds: that the labelled cases are divided into.
       num_starts: trainings from different weights and batches for every fold.
       run: `(theta, fold, start, differentiate) -> Trial`.
+      describe: theta -> outer variables in use, by name and component, for people.
     """
 
     theta: Theta
     num_folds: int
     num_starts: int
     run: Callable[[Theta, int, int, bool], Trial]
+    describe: Callable[[Theta], Mapping[str, Mapping[str, float]]] = lambda theta: {}
 
 
 class Journal:
@@ -235,6 +237,8 @@ def run(
             "strategy": strategy,
             "start": as_lists(problem.theta),
             "theta": as_lists(theta),
+            "before": problem.describe(problem.theta),
+            "after": problem.describe(theta),
             "rounds": rows,
             "level": fields["level"],
         }

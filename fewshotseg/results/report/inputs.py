@@ -69,6 +69,7 @@ class Run:
         splits, methods in that of `METHODS`.
       summaries: likewise, of summary.json.
       thresholds: of the best grey-value threshold by test set, empty if never measured.
+      searches: by method, what its search for outer variables found (`training/search.py`).
       missing: sentences about what is not there (yet).
       variant: see `Experiment`.
     """
@@ -86,6 +87,7 @@ class Run:
     thresholds: Mapping[str, Threshold]
     missing: tuple[str, ...]
     variant: str = ""
+    searches: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -198,7 +200,7 @@ def read_run(workdir: pathlib.Path) -> Run:
     thresholds = _read_thresholds(workdir / "threshold.json")
     return Run(
         workdir, config, environment, splits, notes, clusters, groups, logs, evaluations,
-        summaries, thresholds, tuple(missing),
+        summaries, thresholds, tuple(missing), searches=_read_searches(workdir, logs),
     )  # fmt: skip
 
 
@@ -269,6 +271,12 @@ def _read_evaluations(folder: pathlib.Path, missing: list[str]) -> dict[str, tup
         summary = _read_json(path.parent / "summary.json")
         evaluations[path.parent.name] = cases, summary if isinstance(summary, dict) else {}
     return evaluations
+
+
+def _read_searches(workdir: pathlib.Path, methods) -> dict[str, Mapping]:
+    """Of the searches that have ended."""
+    found = {method: _read_json(workdir / method / "search.json") for method in methods}
+    return {m: r for m, r in found.items() if isinstance(r, dict) and "rounds" in r}
 
 
 def _read_thresholds(path: pathlib.Path) -> dict[str, Threshold]:

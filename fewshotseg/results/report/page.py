@@ -14,7 +14,7 @@ import jinja2
 from fewshotseg import files
 from fewshotseg.errors import InputError
 from fewshotseg.results import metrics
-from fewshotseg.results.report import advice, csv_rows, sections, tables
+from fewshotseg.results.report import advice, csv_rows, decisions, sections, tables
 from fewshotseg.results.report.inputs import Run, read_runs
 from fewshotseg.results.report.scores import Comparison, Score, compare, grouped, score_runs
 
@@ -110,6 +110,7 @@ def _collect(workdirs) -> _Found:
         tables.score_table(scores),
         tables.class_table(scores),
         tables.comparison_table(comparisons),
+        decisions.decision_table(runs),
     ]
     verdicts = advice.verdicts(runs, scores, comparisons)
     return _Found(runs, scores, comparisons, made, verdicts, advice.handovers(scores))
