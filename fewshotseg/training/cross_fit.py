@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fewshotseg import hypergradient
 from fewshotseg.genseg import levels
-from fewshotseg.hypergradient import host_loop
+from fewshotseg.hypergradient import forward, host_loop
 from fewshotseg.training import search
 from fewshotseg.types import Batch, PRNGKey, Theta
 
@@ -61,7 +60,7 @@ def create_problem(
     differentiated = host_loop.advance(step)
     plain = host_loop.steps(step)
     judge = jax.jit(lambda state, theta, batch: outer_loss(state, theta, batch)[0])
-    finish = jax.jit(hypergradient.finish(outer_loss))
+    finish = jax.jit(forward.finish(outer_loss))
     initial = jax.jit(init)
 
     def run(theta, fold, start, differentiate):
@@ -70,7 +69,7 @@ def create_problem(
         members = jnp.array([i for j, other in enumerate(folds) if j != fold for i in other])
         theta = jax.tree.map(jnp.asarray, theta)
         state = initial(jax.random.fold_in(key, start))
-        tangents = hypergradient.start(theta, state) if differentiate else None
+        tangents = forward.start(theta, state) if differentiate else None
         for begin in range(0, num_steps, CHUNK):
             report(fold, start, begin)
             count = min(CHUNK, num_steps - begin)
