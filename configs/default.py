@@ -6,7 +6,10 @@ colon: `--config=configs/demo.py:method=end2end,segmenter=unet,seed=1,runlocal`.
 
 from ml_collections import ConfigDict, FieldReference
 
-METHODS = ("real_plain", "real_only", "real_only_half", "separate", "joint", "end2end")
+METHODS = (
+    "real_plain", "real_only", "real_only_half", "copy_paste", "cutmix", "colour_transfer", "mixture",
+    "mixture_learned", "separate", "joint", "end2end",
+)  # fmt: skip
 
 
 def source_config() -> ConfigDict:
@@ -128,7 +131,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.augment = ConfigDict()
     config.augment.real = geometry_config()  # real pairs
-    config.augment.mask = geometry_config()  # masks for synthesis
+    config.augment.mask = geometry_config()  # masks for synthesis, and their images
+    config.augment.donor = geometry_config()  # cases whose objects, boxes or colours go into others
     config.augment.intensity = ConfigDict()  # real and synthetic images in [-1, 1]
     config.augment.intensity.brightness = 0.2  # added, +-
     config.augment.intensity.contrast = 0.2  # factor 1 +-
@@ -137,13 +141,24 @@ def get_config(arg: str = "") -> ConfigDict:
     config.augment.intensity.blur = 0.3  # largest share of a 3-pixel blur
     config.augment.intensity.noise = 0.05  # largest standard deviation
 
+    config.pairs = ConfigDict()  # synthetic pairs
+    # Of the methods 'mixture' and 'mixture_learned', an equal part each; any of
+    # fewshotseg/genseg/pair_sources.py: train.batch_size has to be a multiple of their number.
+    config.pairs.sources = ("augmented", "copy_paste", "cutmix", "colour_transfer")
+    config.pairs.copy_paste = ConfigDict()  # a block for every source that has fields
+    config.pairs.copy_paste.blend_width = 1.0  # of the feathered edge, standard deviation in pixels
+    config.pairs.cutmix = ConfigDict()
+    config.pairs.cutmix.largest_share = 0.5  # of the box in the image
+    config.pairs.colour_transfer = ConfigDict()
+    config.pairs.colour_transfer.strength = 1.0  # share of the way to the other image's colours
+
     config.pretrain = ConfigDict()  # the generator's players on real pairs, before anything else
     config.pretrain.num_steps = 1000
     config.pretrain.batch_size = 8
 
     config.train = ConfigDict()  # segmenter, with or without the generator
     config.train.num_steps = 1500
-    # Real pairs per step, and as many synthetic ones; methods that draw none see twice as many real ones.
+    # Real pairs per step, and as many synthetic ones; methods without see twice as many real ones.
     config.train.batch_size = 8
     config.train.ema_decay = 0.99  # of the average of the segmenter's weights that is evaluated
     config.train.select = (
@@ -158,8 +173,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.outer_optim = optimizer_config("adam", 0.02, "constant")  # theta
     config.outer_optim.b1 = 0.5
 
-    config.outer = ConfigDict()  # method end2end: the hypergradient
-    config.outer.variables = ("architecture",)  # and/or 'synthetic_weight', bounded
+    config.outer = ConfigDict()  # methods end2end and mixture_learned: the hypergradient
+    # Some of 'architecture', 'synthetic_weight', 'mixture' (of the sources of pairs), bounded; each moves
+    # with the methods that it makes a difference to.
+    config.outer.variables = ("architecture", "mixture")
     # 'unrolled' (exact) | 'truncated' | 'one_step' | 'identity' | 'neumann' | 'conjugate_gradient' |
     # 'sama' | 'evolution_strategies'; compare them with --mode=hypergradient
     config.outer.estimator = "unrolled"

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fewshotseg.data import augment
-from fewshotseg.genseg import gan, levels, segmenter
+from fewshotseg.genseg import gan, levels, pair_sources, segmenter
 from fewshotseg.genseg.outer_variables import OUTER_VARIABLES
 from fewshotseg.hypergradient import inner_gradient
 from fewshotseg.models import factory, patchgan, pix2pix, unet
@@ -79,6 +79,7 @@ class Method(NamedTuple):
     family: levels.Family
     players: dict
     terms: tuple
+    sources: dict
     jitter: Callable
     use: Callable
     options: dict
@@ -111,6 +112,8 @@ def _make(
     learning_rate,
     l1_weight,
     draws=True,
+    sources=("generator",),
+    fields=None,
     synthetic_weight=1.0,
     gradient=inner_gradient.mixed,
     axis_name=None,
@@ -129,14 +132,15 @@ def _make(
     use = use or use_all
     family = gan.family(networks, player(), use, l1_weight=l1_weight)
     segment = networks["segmenter"]
-    draw = family.draw if draws else None
+    tools = pair_sources.Tools(family.draw, use)
+    sources = pair_sources.create(sources if draws else (), tools, fields or {})
     segmenter_player = segmenter.player(
-        segment, jitter, player(), draw=draw, use=use, average_decay=average_decay
+        segment, jitter, player(), sources=sources, use=use, average_decay=average_decay
     )
     loss = segmenter.validation_loss(segment, axis_name=axis_name)
     options = {"gradient": gradient, "axis_name": axis_name}
     players = {**family.players, "segmenter": segmenter_player}
-    return Method(family, players, ((1.0, loss),), jitter, use, options)
+    return Method(family, players, ((1.0, loss),), sources, jitter, use, options)
 
 
 def make_networks(dtype=jnp.float64):
@@ -275,6 +279,7 @@ def make_batch(numbers, lead, size=SIZE, dtype=np.float64):
         "image": jnp.asarray(numbers.uniform(-1, 1, (*shape, CHANNELS)), dtype),
         "mask": jnp.asarray(numbers.random(shape) < 0.4, np.uint8),
         "synthetic_mask": jnp.asarray(numbers.random(shape) < 0.4, np.uint8),
+        "synthetic_case": jnp.zeros(lead, np.int32),
         "key": jax.random.split(keys, lead),
     }
 

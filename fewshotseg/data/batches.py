@@ -11,6 +11,8 @@ import numpy as np
 from fewshotseg.data import augment, canvas
 from fewshotseg.types import Batch, CaseSource, PRNGKey
 
+DONORS = 1001  # folded into the key of a step; beyond the counts of its splits
+
 
 def load_arrays(
     source: CaseSource, case_ids: tuple[str, ...], image_size: canvas.Size, channels: int
@@ -40,6 +42,8 @@ def draw_batch(
     geometry: augment.Geometry | None,
     mask_geometry: augment.Geometry,
     num_classes: int,
+    synthetic_images: bool = False,
+    donor_geometry: augment.Geometry | None = None,
     axis_name: str | None = None,
 ) -> Batch:
     """One augmented training batch; every device draws its own part of the same global batch.
@@ -51,13 +55,18 @@ def draw_batch(
         while N lasts.
       num_synthetic: global number of masks for synthesis, 0 or `batch_size`.
       geometry: of the real pairs; None leaves them as they are.
-      mask_geometry: of the masks for synthesis.
+      mask_geometry: of the masks for synthesis, and of their images.
       num_classes: background included.
+      synthetic_images: whether synthesis needs the images of its masks.
+      donor_geometry: of a second case for every synthetic pair; None for no such cases.
       axis_name: of the devices.
 
     Returns:
-      'image' and 'mask': real pairs; 'synthetic_mask', unless there are none: augmented masks of other
-      real cases; 'key' `[B]`, one per example, equal for any number of devices.
+      'image' and 'mask': real pairs; 'key' `[B]`, one per example, equal for any number of devices;
+      'case' int32 `[B]`, the index of each case. Unless there are no masks for synthesis,
+      'synthetic_mask': augmented masks of other real cases, 'synthetic_case', and, if wanted,
+      'synthetic_image'. If wanted, 'donor_image', 'donor_mask' and 'donor_case': a case that is not that
+      of the synthetic mask, unless there is but one.
     """
     num_cases = data["mask"].shape[0]
     k_real, k_synthetic, k_examples = jax.random.split(rng, 3)
@@ -73,17 +82,36 @@ def draw_batch(
     pair_keys, mask_keys, keys = jax.vmap(lambda k: jax.random.split(k, 3), out_axes=1)(examples)
     real = choose(k_real)
     image, mask = data["image"][real], data["mask"][real]
-    if geometry is not None:
-        image, mask = jax.vmap(
+
+    def augmented_pairs(cases, keys, strength):
+        return jax.vmap(
             lambda i, m, k: augment.augment_pair(
-                i, m, k, strength=geometry, num_classes=num_classes
+                i, m, k, strength=strength, num_classes=num_classes
             )
-        )(image, mask, pair_keys)
-    batch = {"image": image, "mask": mask, "key": keys}
-    if num_synthetic:
+        )(data["image"][cases], data["mask"][cases], keys)
+
+    if geometry is not None:
+        image, mask = augmented_pairs(real, pair_keys, geometry)
+    batch = {"image": image, "mask": mask, "key": keys, "case": real}
+    if not num_synthetic:
+        return batch
+    host = batch["synthetic_case"] = choose(k_synthetic)
+    if synthetic_images:
+        pairs = augmented_pairs(host, mask_keys, mask_geometry)
+        batch["synthetic_image"], batch["synthetic_mask"] = pairs
+    else:
         batch["synthetic_mask"] = jax.vmap(
             lambda m, k: augment.augment_mask(m, k, strength=mask_geometry, num_classes=num_classes)
-        )(data["mask"][choose(k_synthetic)], mask_keys)
+        )(data["mask"][host], mask_keys)
+    if donor_geometry is not None:
+        k_donors = jax.random.fold_in(rng, DONORS)
+        examples = jax.vmap(lambda i: jax.random.fold_in(k_donors, i))(start + jnp.arange(size))
+        case_keys, pair_keys = jax.vmap(jax.random.split, out_axes=1)(examples)
+        others = max(num_cases - 1, 1)
+        steps = jax.vmap(lambda k: jax.random.randint(k, (), 1, others + 1))(case_keys)
+        donor = batch["donor_case"] = (host + steps) % num_cases
+        pairs = augmented_pairs(donor, pair_keys, donor_geometry)
+        batch["donor_image"], batch["donor_mask"] = pairs
     return batch
 
 

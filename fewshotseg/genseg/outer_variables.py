@@ -51,6 +51,14 @@ def _strongest_candidate(logits):
     return jax.tree.map(one_hot, logits)
 
 
+MOST_LOGIT = 4.0
+
+
+def _bounded_softmax(logits, sources):
+    del sources
+    return jax.nn.softmax(MOST_LOGIT * jnp.tanh(logits / MOST_LOGIT))
+
+
 OUTER_VARIABLES = {
     # Logits [levels, candidates] per searchable side of the generator; used as their softmax.
     # Setting: {side: (levels, candidates)}.
@@ -58,6 +66,11 @@ OUTER_VARIABLES = {
     # gamma, the weight of the synthetic loss: starts at the setting and stays between 0 and twice that.
     "synthetic_weight": OuterVariable(
         lambda key, gamma: jnp.float32(0.0), lambda x, gamma: 2.0 * gamma * jax.nn.sigmoid(x)
+    ),
+    # Weights of the sources of synthetic pairs, equal at the start: the softmax of logits [S] that stay
+    # within +-4, so that no source is ever lost. Setting: the names of the sources.
+    "mixture": OuterVariable(
+        lambda key, sources: jnp.zeros(len(sources), jnp.float32), _bounded_softmax
     ),
 }
 

@@ -1,13 +1,13 @@
 """The segmenter as a player, on real and synthetic pairs (level 2), and its validation loss (level 3)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-from fewshotseg.genseg import levels, losses
+from fewshotseg.genseg import levels, losses, pair_sources
 from fewshotseg.types import Batch
 
 # Purposes of the keys; see `levels.example_keys`. `gan.TRAINING_NOISE` is 0.
@@ -15,12 +15,12 @@ SYNTHETIC_NOISE, SYNTHETIC_JITTER, REAL_JITTER, REAL_DROPOUT, SYNTHETIC_DROPOUT 
 
 
 def synthesize(
-    draw: Callable, jitter: Callable, state: levels.State, theta, batch: Batch, num_classes: int
-) -> jax.Array:
-    """Images `[B, *spatial, C]` in [-1, 1] for `batch['synthetic_mask']`, jittered, differentiable."""
-    masks = losses.one_hot_foreground(batch["synthetic_mask"], num_classes)
-    drawn = draw(state, theta, masks, levels.example_keys(batch, SYNTHETIC_NOISE))
-    return jitter(drawn, levels.example_keys(batch, SYNTHETIC_JITTER))
+    sources: Mapping[str, Callable], jitter: Callable, state: levels.State, theta, batch: Batch
+) -> pair_sources.Pairs:
+    """The synthetic pairs of a batch, in its order; their images jittered and differentiable."""
+    keys = levels.example_keys(batch, SYNTHETIC_NOISE)
+    pairs = pair_sources.make_pairs(sources, state, theta, batch, keys)
+    return pairs._replace(images=jitter(pairs.images, levels.example_keys(batch, SYNTHETIC_JITTER)))
 
 
 def player(
@@ -28,24 +28,24 @@ def player(
     jitter: Callable,
     optimizer: optax.GradientTransformation,
     *,
-    draw: Callable | None = None,
+    sources: Mapping[str, Callable] | None = None,
     use: Callable | None = None,
-    num_classes: int = 2,
     overlap: str = "dice",
     average_decay: float = 0.99,
 ) -> levels.Player:
     """The segmenter: real and synthetic pairs go through the network as one batch.
 
-    Its loss is `(real + gamma synthetic) / (1 + gamma)`, so that it has one scale with and without
-    synthetic pairs.
+    Its loss is `(real + gamma sum_s w_s synthetic_s) / (1 + gamma)`, so that it has one scale with and
+    without synthetic pairs, and from any number of sources s. Each has an equal part of the batch: w are
+    importance weights, and the derivative with respect to them is exact.
 
     Args:
       segment: `(params, images, keys [B]) -> logits [B, *spatial, K]`.
       jitter: `(images, keys [B]) -> images`, differentiable intensity augmentation.
       optimizer: of its weights.
-      draw: of a `levels.Family`; None: real images only.
-      use: theta -> the outer variables in use; 'synthetic_weight' is gamma.
-      num_classes: background included.
+      sources: of synthetic pairs, name -> `make` (`pair_sources.create`); none: real images only.
+      use: theta -> the outer variables in use; 'synthetic_weight' is gamma, 'mixture' `[S]` is w, which
+        one source alone does without.
       overlap: 'dice' or 'jaccard'.
       average_decay: of the average of the weights that is evaluated.
     """
@@ -56,14 +56,18 @@ def player(
             "masks": batch["mask"],
             "keys": levels.example_keys(batch, REAL_DROPOUT),
         }
-        if draw is None:
+        if not sources:
             return {}, data
-        drawn = synthesize(draw, jitter, state, theta, batch, num_classes)
-        chex.assert_equal_shape_suffix((drawn, batch["image"]), drawn.ndim - 1)
-        data["masks"] = jnp.concatenate([data["masks"], batch["synthetic_mask"]])
+        pairs = synthesize(sources, jitter, state, theta, batch)
+        chex.assert_equal_shape_suffix((pairs.images, batch["image"]), pairs.images.ndim - 1)
+        data["masks"] = jnp.concatenate([data["masks"], pairs.masks])
         dropout = levels.example_keys(batch, SYNTHETIC_DROPOUT)
         data["keys"] = jnp.concatenate([data["keys"], dropout])
-        return {"synthetic": drawn, "weight": use(theta)["synthetic_weight"]}, data
+        used = use(theta)
+        outer = {"synthetic": pairs.images, "weight": used["synthetic_weight"]}
+        if len(sources) > 1:
+            outer["mixture"] = used["mixture"]
+        return outer, data
 
     def loss(params, outer, data):
         images, num_real = data["images"], data["images"].shape[0]
@@ -75,7 +79,13 @@ def player(
         total = real = each[:num_real].mean()
         metrics = {"segmenter/real_loss": real}
         if outer:
-            synthetic = each[num_real:].mean()
+            synthetic = each[num_real:]
+            if "mixture" in outer:
+                of_source = synthetic.reshape(-1, len(sources)).mean(0)
+                metrics |= {f"segmenter/{s}_loss": of_source[i] for i, s in enumerate(sources)}
+                synthetic = (outer["mixture"] * of_source).sum()
+            else:
+                synthetic = synthetic.mean()
             metrics["segmenter/synthetic_loss"] = synthetic
             weight = outer["weight"]
             total = (real + weight * synthetic) / (1.0 + weight)

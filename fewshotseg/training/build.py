@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import jax
 
 from fewshotseg.data import augment, batches, canvas, cases
-from fewshotseg.genseg import gan, levels, outer_variables, segmenter
-from fewshotseg.methods import METHODS, Method
+from fewshotseg.genseg import gan, levels, outer_variables, pair_sources, segmenter
+from fewshotseg.methods import METHODS, Method, resolve
 from fewshotseg.models import factory
 from fewshotseg.results import predictor
 from fewshotseg.training import build_data, devices, estimators, optimizers, stages
+
+NUM_SAMPLES = 6  # rows of a picture of synthetic pairs
 
 
 class FamilyRow(NamedTuple):
@@ -66,7 +68,7 @@ class Experiment:
     Attributes:
       name: of the experiment, for people.
       seed: of everything.
-      methods: in the order of the configuration.
+      methods: name -> row, its sources named, in the order of the configuration.
       data: the cases.
       spec: what the data decide about the networks.
       pretraining: makes the stage of the generator alone.
@@ -80,7 +82,7 @@ class Experiment:
 
     name: str
     seed: int
-    methods: tuple[str, ...]
+    methods: Mapping[str, Method]
     data: cases.Data
     spec: factory.Spec
     pretraining: Callable[[], stages.Stage]
@@ -117,6 +119,22 @@ def _optimizer(config, num_steps: int, factor: float = 1.0, **options):
     return optimizers.create_optimizer(fields.pop("name"), rate, num_steps, **fields, **options)
 
 
+def resolve_method(config, name: str) -> Method:
+    """The row of a method, its sources of pairs named."""
+    return resolve(METHODS[name], config.pairs.sources)
+
+
+def moving_variables(config, method: Method) -> tuple[str, ...]:
+    """The outer variables in theta: of `outer.variables` those that make a difference to the method.
+
+    Theta holds no others, because an outer optimiser moves what has no gradient, too (weight decay).
+    """
+    if not method.moves_theta:
+        return ()
+    known = pair_sources.variables(method.sources)
+    return tuple(name for name in config.outer.variables if name in known)
+
+
 def outer_loop(config) -> stages.OuterLoop:
     """When theta moves."""
     outer = config.outer
@@ -139,8 +157,10 @@ def create_parts(
 ) -> stages.Parts:
     """Players, outer variables and optimisers of one stage of one method."""
     networks = create_networks(config, spec)
-    moving = tuple(config.outer.variables) if method.moves_theta and stage == "train" else ()
+    moving = moving_variables(config, method) if stage == "train" else ()
     settings = {"synthetic_weight": config.loss.synthetic_weight}
+    if method.sources:
+        settings["mixture"] = method.sources
     settings["architecture"] = next((n.mixing for n in networks.values() if n.mixing), {})
     theta, use = outer_variables.create(settings, moving, stages.step_key(config.seed, "init", 0))
 
@@ -165,6 +185,11 @@ def create_parts(
     intensity = augment.Intensity(**config.augment.intensity.to_dict())
     jitter = functools.partial(augment.jitter, strength=intensity)
     segment = networks["segmenter"].apply
+    sources = pair_sources.create(
+        method.sources,
+        pair_sources.Tools(family.draw, use, spec.num_classes),
+        {name: config.pairs[name].to_dict() for name in method.sources if name in config.pairs},
+    )
     player = segmenter.player(
         segment,
         jitter if method.augments else lambda images, keys: images,
@@ -174,9 +199,8 @@ def create_parts(
             differentiable=bool(moving),
             rates=networks["segmenter"].rates,
         ),
-        draw=family.draw if method.draws else None,
+        sources=sources,
         use=use,
-        num_classes=spec.num_classes,
         overlap=config.loss.overlap,
         average_decay=config.train.ema_decay,
     )
@@ -187,6 +211,7 @@ def create_parts(
     loss = segmenter.validation_loss(segment, overlap=config.loss.overlap, axis_name=axis_name)
     return stages.Parts(
         family=family,
+        sources=sources,
         networks=networks,
         theta=theta,
         use=use,
@@ -210,12 +235,15 @@ def create_draws(
     def geometry(fields):
         return augment.Geometry(**{**fields.to_dict(), "flip_axes": tuple(fields.flip_axes)})
 
+    donors = geometry(config.augment.donor)
     draw_one = functools.partial(
         batches.draw_batch,
         batch_size=method.real_batches * batch_size,
-        num_synthetic=batch_size if method.draws else 0,
+        num_synthetic=batch_size if method.sources else 0,
         geometry=geometry(config.augment.real) if method.augments else None,
         mask_geometry=geometry(config.augment.mask),
+        synthetic_images=pair_sources.looks_at(method.sources, "images"),
+        donor_geometry=donors if pair_sources.looks_at(method.sources, "donors") else None,
         num_classes=num_classes,
         axis_name=axis_name,
     )
@@ -239,8 +267,11 @@ def create_pretraining(config, data: cases.Data, spec: factory.Spec) -> stages.S
 
 def create_training(config, data: cases.Data, spec: factory.Spec, name: str) -> stages.Stage:
     """See `stages.training`; `name` is that of the method."""
-    method = METHODS[name]
+    method = resolve_method(config, name)
     parts = create_parts(config, spec, method, "train")
+    draw_samples, _ = create_draws(
+        config, spec.num_classes, method, NUM_SAMPLES, axis_name=None, compile=jax.jit
+    )
     return stages.training(
         name,
         method,
@@ -251,6 +282,7 @@ def create_training(config, data: cases.Data, spec: factory.Spec, name: str) -> 
         functools.partial(create_estimate, config, parts, method),
         config.train.num_steps,
         config.seed,
+        draw_samples,
     )
 
 
@@ -297,7 +329,7 @@ def build(config) -> Experiment:
     return Experiment(
         name=config.name,
         seed=config.seed,
-        methods=tuple(config.methods),
+        methods={name: resolve_method(config, name) for name in config.methods},
         data=data,
         spec=spec,
         pretraining=functools.partial(create_pretraining, config, data, spec),

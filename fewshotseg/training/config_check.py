@@ -16,11 +16,12 @@ from typing import Any
 from fewshotseg import errors
 from fewshotseg.data import canvas
 from fewshotseg.data.cases import SOURCES
+from fewshotseg.genseg import pair_sources
 from fewshotseg.genseg.outer_variables import OUTER_VARIABLES
 from fewshotseg.methods import METHODS
 from fewshotseg.models import efficient_unet, factory, unet
 from fewshotseg.training import devices, optimizers
-from fewshotseg.training.build import FAMILIES
+from fewshotseg.training.build import FAMILIES, moving_variables, resolve_method
 from fewshotseg.training.estimators import ESTIMATORS, GRADIENTS, parse_choice
 
 SEEDS = 2**32 - 1  # what both NumPy's and JAX's generators take
@@ -96,6 +97,9 @@ BOUNDS: Mapping[str, Bound] = {
     "augment.intensity.gamma": between(0, 5),
     "augment.intensity.blur": between(0, 1),
     "augment.intensity.noise": between(0, 2),
+    "pairs.*.blend_width": at_least(0.05),
+    "pairs.*.largest_share": between(0, 1, open_low=True),
+    "pairs.*.strength": between(0, 1),
     "pretrain.num_steps": at_least(1),
     "train.num_steps": at_least(1),
     "*.batch_size": at_least(1),
@@ -147,6 +151,7 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "loss.overlap": ("dice", "jaccard"),
     "family.name": tuple(FAMILIES),
     "family.gan.adversarial": ("vanilla", "lsgan"),
+    "pairs.sources": tuple(pair_sources.PAIR_SOURCES),
     "train.select": ("last", "best"),
     "*optim.second_moment": optimizers.SECOND_MOMENTS,
     "*optim.name": ("sgd", "adam", "adamw", "rmsprop"),
@@ -171,6 +176,10 @@ def check_config(config) -> None:
     _check_combinations(config)
     for field in DIVIDED:
         devices.check_batch_size(field, _value(config, field))
+    for name in config.methods:
+        number = len(resolve_method(config, name).sources)
+        if number > 1:
+            devices.check_batch_size("train.batch_size", config.train.batch_size, number)
 
 
 def check_fields(config) -> None:
@@ -257,11 +266,22 @@ def _check_outer(config):
             f"outer.num_inner_steps is {outer.num_inner_steps}: it must be between 1 and "
             f"outer.every={outer.every}."
         )
-    if "end2end" in config.methods and outer.start >= config.train.num_steps:
-        raise errors.InputError(
-            f"outer.start is {outer.start}: with train.num_steps={config.train.num_steps}, end2end "
-            "would never take a hypergradient."
-        )
+    for name in config.methods:
+        method = resolve_method(config, name)
+        if not method.moves_theta:
+            continue
+        if outer.start >= config.train.num_steps:
+            raise errors.InputError(
+                f"outer.start is {outer.start}: with train.num_steps={config.train.num_steps}, {name} "
+                "would never take a hypergradient."
+            )
+        if outer.variables and not moving_variables(config, method):
+            known = ", ".join(map(repr, sorted(pair_sources.variables(method.sources))))
+            raise _fault(
+                "outer.variables",
+                tuple(outer.variables),
+                f"they make no difference to {name}, name some of {known}",
+            )
     if ESTIMATORS[outer.estimator].needs_symmetry and outer.through_generator_training:
         raise errors.InputError(
             f"outer.estimator is {outer.estimator!r}, which needs a symmetric Hessian: set "

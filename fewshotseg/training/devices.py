@@ -147,11 +147,13 @@ def _sharding_of_results(indices):
     return sharding if isinstance(sharding, jax.sharding.NamedSharding) else None
 
 
-def check_batch_size(field: str, batch_size: int) -> None:
-    """Raises `InputError` if `batch_size` cannot be split evenly over all devices."""
+def check_batch_size(field: str, batch_size: int, sources: int = 1) -> None:
+    """Raises `InputError` if `batch_size` cannot be split evenly over all devices and sources of pairs."""
     devices = jax.device_count()
-    if batch_size % devices:
+    if batch_size % (devices * sources):
+        shares = [f"{devices} devices"] if devices > 1 or sources == 1 else []
+        shares += [f"{sources} sources of synthetic pairs"] if sources > 1 else []
         raise errors.InputError(
-            f"{field}={batch_size} cannot be split evenly over {devices} devices: "
-            f"use a multiple of {devices}."
+            f"{field}={batch_size} cannot be split evenly over {' and '.join(shares)}: "
+            f"use a multiple of {devices * sources}."
         )

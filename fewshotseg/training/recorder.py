@@ -146,8 +146,10 @@ class Recorder:
     def _mixing(self, state):
         if self._stage.use is None:
             return {}
-        weights = self._stage.use(state.theta)["architecture"]
-        return {f"architecture/{side}": w for side, w in weights.items()}
+        used = self._stage.use(state.theta)
+        weights = {f"architecture/{side}": w for side, w in used["architecture"].items()}
+        others = {f"outer/{name}": used[name] for name in state.theta if name != "architecture"}
+        return {**weights, **others}
 
     def _candidate(self, state, dice, step):
         """The model to predict with, and what a later command may want to draw with."""
@@ -162,15 +164,32 @@ class Recorder:
         }
 
     def _draw_samples(self, turn):
-        """A grid of mask, drawn image and real image for the first training cases."""
-        if self._stage.draw is None or not self._writes:
+        """A picture of what the segmenter is trained on beside real pairs."""
+        if not self._writes:
             return
+        if self._stage.pairs is not None:
+            self._write_samples(turn, *self._pairs_of_sources(turn.state))
+        elif self._stage.draw is not None:
+            self._write_samples(turn, *self._drawn_images(turn.state))
+
+    def _pairs_of_sources(self, state):
+        """A column of images and one of outlines per source, a row per example."""
+        titles, columns = [], []
+        for name, pairs in self._stage.pairs(state).items():
+            images = [figures.to_uint8(image) for image in np.asarray(pairs.images)]
+            outlined = map(figures.overlay, images, np.asarray(pairs.masks))
+            titles += [name.replace("_", " "), "and its label"]
+            columns += [images, list(outlined)]
+        return [list(row) for row in zip(*columns, strict=True)], titles
+
+    def _drawn_images(self, state):
+        """Mask, drawn image and real image of the first training cases."""
         data = self._experiment.data
         masks, real = (data.train[name][:NUM_SAMPLES] for name in ("mask", "image"))
         one_hot = losses.one_hot_foreground(jnp.asarray(masks), data.num_classes)
-        columns = {"synthetic image": self._stage.draw(turn.state, one_hot)}
-        if turn.state.theta:
-            found = turn.state.replace(theta=outer_variables.discretize(turn.state.theta))
+        columns = {"synthetic image": self._stage.draw(state, one_hot)}
+        if state.theta:
+            found = state.replace(theta=outer_variables.discretize(state.theta))
             columns["discretised"] = self._stage.draw(found, one_hot)
         columns["real image"] = real
         rows = [
@@ -180,11 +199,15 @@ class Recorder:
             ]
             for i, mask in enumerate(masks)
         ]
+        return rows, ("mask", *columns)
+
+    def _write_samples(self, turn, rows, titles):
         path = self._folder / "samples" / f"step_{turn.step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        figures.image_grid(rows, path, ("mask", *columns))
+        figures.image_grid(rows, path, titles)
+        first = titles[0] == "mask"
         self._log.write_image(
-            turn.step, "samples", np.concatenate([np.hstack(row[1:]) for row in rows])
+            turn.step, "samples", np.concatenate([np.hstack(row[first:]) for row in rows])
         )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from fewshotseg import hypergradient
-from fewshotseg.genseg import levels
+from fewshotseg.genseg import levels, segmenter
 from fewshotseg.methods import Method
 from fewshotseg.models import factory
 from fewshotseg.results import predictor
@@ -32,7 +32,8 @@ class Stage:
       init: `players of the generator or None -> TrainState` at step 0.
       advance: `(state, step) -> (state, metrics, number of steps taken)`.
       kind: `step -> name of the program` that `advance` runs there; the first of each kind compiles.
-      draw: `(state, one_hot_masks) -> images`, compiled; None where nothing is drawn.
+      draw: `(state, one_hot_masks) -> images`, compiled; None where no generator alone makes the pairs.
+      pairs: `state -> {source: Pairs}`, a few of every source, compiled; None where there are no others.
       segment: `(params, images) -> probabilities`, compiled; None where there is no segmenter.
       use: theta -> outer variables in use; None where theta does not move.
     """
@@ -44,6 +45,7 @@ class Stage:
     advance: Callable
     kind: Callable
     draw: Callable | None = None
+    pairs: Callable | None = None
     segment: Callable | None = None
     use: Callable | None = None
 
@@ -53,6 +55,7 @@ class Parts(NamedTuple):
 
     Attributes:
       family: players of the generator, and how they draw.
+      sources: of synthetic pairs, name -> `make` (`pair_sources.create`).
       networks: by player.
       theta: outer variables at their start.
       use: theta -> the outer variables in use.
@@ -63,6 +66,7 @@ class Parts(NamedTuple):
     """
 
     family: levels.Family
+    sources: Mapping[str, Callable]
     networks: Mapping[str, factory.Network]
     theta: Any
     use: Callable
@@ -178,6 +182,7 @@ def training(
     create_estimate: Callable,
     num_steps: int,
     seed: int,
+    draw_samples: Callable | None = None,
 ) -> Stage:
     """The segmenter, with the generator as the method says.
 
@@ -191,6 +196,7 @@ def training(
       create_estimate: `(inner step, compiled inner step) -> estimate` of `hypergradient`.
       num_steps: its length.
       seed: of the experiment.
+      draw_samples: as `draw`, on one device: the batch of which sources of pairs show samples.
     """
     draw_batches, draw_outer = draws
     train, validation = map(_on_device, arrays)
@@ -219,6 +225,14 @@ def training(
         metrics = {**result.metrics, "outer/hypergradient_norm": norm}
         return TrainState(result.inner_state, theta, theta_opt, state.step + count), metrics, count
 
+    def pairs(state):
+        batch = draw_samples(train, step_key(seed, "train", 0)[None])
+        made = make_samples(state, jax.tree.map(lambda x: x[0], batch))
+        return {source: made[source] for source in parts.sources}
+
+    by_generator = tuple(parts.sources) == ("generator",)
+    make_samples = _compile_pairs(parts)
+
     def init(players):
         return init_state({**(players or {}), "segmenter": init_segmenter(parts, seed)}, parts)
 
@@ -229,7 +243,8 @@ def training(
         init=init,
         advance=advance,
         kind=lambda number: "outer step" if moves_theta(number) else "inner step",
-        draw=_compile_draw(parts) if method.draws else None,
+        draw=_compile_draw(parts) if by_generator else None,
+        pairs=None if by_generator or not method.sources else pairs,
         segment=predictor.compile_segmenter(parts.networks["segmenter"].apply),
         use=parts.use if parts.theta else None,
     )
@@ -249,3 +264,13 @@ def _compile_draw(parts: Parts) -> Callable:
         return parts.family.draw(state.players, state.theta, masks, None)
 
     return draw
+
+
+def _compile_pairs(parts: Parts) -> Callable:
+    @jax.jit
+    def make(state, batch):
+        keys = levels.example_keys(batch, segmenter.SYNTHETIC_NOISE)
+        args = state.players, state.theta, batch, keys
+        return {name: make(*args) for name, make in parts.sources.items()}
+
+    return make

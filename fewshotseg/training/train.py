@@ -7,7 +7,6 @@ import jax
 
 from fewshotseg import figures, files
 from fewshotseg.data import cases, check, split_files
-from fewshotseg.methods import METHODS
 from fewshotseg.results import evaluate
 from fewshotseg.results.predictor import segmenter_of
 from fewshotseg.training import devices, loop, timing
@@ -36,15 +35,15 @@ def train_and_evaluate(experiment: Experiment, workdir: pathlib.Path) -> None:
         for notice in experiment.notices:
             print(notice, flush=True)
     players = None
-    for name in sorted(experiment.methods, key=lambda name: METHODS[name].draws):
+    for name, method in sorted(experiment.methods.items(), key=lambda item: item[1].draws):
         folder = workdir / name
         if evaluate.is_evaluated(folder, data.test_sets):
             continue
-        if METHODS[name].draws and players is None:
+        if method.draws and players is None:
             stage = experiment.pretraining()
             players = run_stage(experiment, stage, workdir / stage.name)[0].players
         stage = experiment.training(name)
-        _, model = run_stage(experiment, stage, folder, players if METHODS[name].draws else None)
+        _, model = run_stage(experiment, stage, folder, players if method.draws else None)
         if devices.is_main():
             weights, origin = segmenter_of(model)
             predictor = experiment.create_predictor(weights, source=f"{name}, {origin}")
@@ -61,12 +60,12 @@ def time_stages(experiment: Experiment) -> list[timing.Timing]:
     The compiled programs go into the compilation cache, from where the training takes them.
     """
     timings, players = [], None
-    if any(METHODS[name].draws for name in experiment.methods):
+    if any(method.draws for method in experiment.methods.values()):
         stage = experiment.pretraining()
         timings.append(timing.measure(stage, None))
         players = stage.init(None).players
-    for name in experiment.methods:
-        method_players = players if METHODS[name].draws else None
+    for name, method in experiment.methods.items():
+        method_players = players if method.draws else None
         timings.append(timing.measure(experiment.training(name), method_players))
         jax.clear_caches()
     return timings

@@ -405,8 +405,8 @@ def test_synthetic_images_are_drawn_from_their_own_masks():
 
     def draw(batch):
         return segmenter.synthesize(
-            method.family.draw, method.jitter, chain.inner, chain.theta, batch, 2
-        )
+            method.sources, method.jitter, chain.inner, chain.theta, batch
+        ).images
 
     images = draw(batch)
     assert images.shape == (2, 4, 4, 1)

@@ -11,6 +11,7 @@ from fewshotseg.genseg.outer_variables import OUTER_VARIABLES, OuterVariable
 SETTINGS = {
     "architecture": {"encoder": (200, 3), "decoder": (200, 3)},
     "synthetic_weight": 0.75,
+    "mixture": ("augmented", "cutmix", "generator"),
 }
 
 
@@ -59,6 +60,17 @@ def test_no_value_of_theta_is_used_beyond_its_bound(name):
         far = jax.tree.map(lambda x, f=factor: x + f * jnp.arange(x.size).reshape(x.shape), theta)
         for leaf in jax.tree.leaves(use(far)[name]):
             assert np.isfinite(leaf).all() and np.min(leaf) >= 0 and np.max(leaf) <= 1.5
+
+
+def test_the_mixture_starts_equal_and_loses_no_source():
+    theta, use = outer_variables.create(SETTINGS, ("mixture",), jax.random.key(0))
+    np.testing.assert_allclose(use(theta)["mixture"], [1 / 3] * 3, rtol=1e-6)
+    far = use({"mixture": jnp.array([1e9, 0.0, -1e9])})["mixture"]
+    np.testing.assert_allclose(
+        far, np.exp([4.0, 0.0, -4.0]) / np.exp([4.0, 0.0, -4.0]).sum(), rtol=1e-5
+    )
+    one = OUTER_VARIABLES["mixture"].use(jnp.zeros(1), ("generator",))
+    np.testing.assert_array_equal(one, [1.0])
 
 
 def test_a_new_outer_variable_is_one_row(monkeypatch):

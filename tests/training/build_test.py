@@ -61,11 +61,13 @@ def test_methods_see_equal_images_and_the_plain_one_sees_them_as_they_are():
     numbers = np.random.default_rng(0)
     image = numbers.uniform(-1, 1, (10, 8, 8, 1)).astype(np.float32)
     data = {"image": jnp.asarray(image), "mask": jnp.asarray(image[..., 0] > 0, jnp.uint8)}
-    for name, method in METHODS.items():
+    for name in METHODS:
+        method = build.resolve_method(config, name)
         batch = _draw(config, data, method)
-        seen = batch["image"].shape[1] + (method.draws and batch["synthetic_mask"].shape[1])
+        drawn = batch["synthetic_mask"].shape[1] if method.sources else 0
+        seen = batch["image"].shape[1] + drawn
         assert seen == (4 if name == "real_only_half" else 8), name
-        assert ("synthetic_mask" in batch) == method.draws
+        assert ("synthetic_image" in batch) == (len(method.sources) > 0 and not method.draws)
         originals = [np.abs(image - x).max((1, 2, 3)).min() == 0 for x in batch["image"][0]]
         assert all(originals) == (name == "real_plain"), name
     half, drawing = (

@@ -26,6 +26,7 @@ def _stage(name, every, **options):
     }
     parts = stages.Parts(
         family=toy.family,
+        sources=toy.sources,
         networks=networks,
         theta=theta if method.moves_theta else {},
         use=toy.use,
@@ -35,7 +36,7 @@ def _stage(name, every, **options):
         outer_optimizer=optax.sgd(10.0),
     )
     cases = tiny.make_batch(np.random.default_rng(1), (6,), 4, np.float32)
-    del cases["key"], cases["synthetic_mask"]
+    cases = {name: cases[name] for name in ("image", "mask")}
 
     def draw_one(data, key):
         return batches.draw_batch(

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fewshotseg.errors import InputError
-from fewshotseg.methods import METHODS
+from fewshotseg.methods import METHODS, Method, resolve
 
 NEEDED = {"case", "status", "dice", "jaccard", "hd95", "sensitivity", "precision"}
 # Fields in which runs of one experiment may differ: what they train on is told by the name of the
@@ -130,9 +130,15 @@ class Run:
         log = self.logs.get(method)
         return int(log[-1]["step"]) if log else None
 
+    def row(self, method: str) -> Method:
+        """The row of a method, its sources of pairs named."""
+        pairs = self.config.get("pairs")
+        sources = pairs.get("sources") if isinstance(pairs, Mapping) else None
+        return resolve(METHODS[method], sources or ())
+
     def seconds(self, method: str) -> float:
         """Time of the method's training, and of the pre-training of the generator if it draws."""
-        stages = [method] + (["generator"] if METHODS[method].draws else [])
+        stages = [method] + (["generator"] if self.row(method).draws else [])
         ends = [self.logs.get(stage) or [{}] for stage in stages]
         return sum(float(log[-1].get("seconds", math.nan)) for log in ends)
 

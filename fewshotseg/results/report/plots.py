@@ -12,11 +12,22 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fewshotseg import figures, fonts
-from fewshotseg.methods import METHODS
 
 Record = Mapping[str, object]  # one line of log.jsonl
 
-_METHOD_COLOURS = ("grey", "black", "sky blue", "orange", "green", "blue", "vermilion")
+_METHOD_COLOURS = {
+    "real_plain": figures.hex_colour("grey"),
+    "real_only": figures.hex_colour("black"),
+    "real_only_half": figures.hex_colour("sky blue"),
+    "copy_paste": figures.hex_colour("yellow"),
+    "cutmix": "#a05a2c",
+    "colour_transfer": "#9acd32",
+    "mixture": "#8b0000",
+    "mixture_learned": figures.hex_colour("vermilion"),
+    "separate": figures.hex_colour("orange"),
+    "joint": figures.hex_colour("green"),
+    "end2end": figures.hex_colour("blue"),
+}
 _TEN = tuple(map(figures.hex_colour, figures.PALETTE)) + ("#a05a2c",)
 _CANDIDATES = (("4", "vermilion"), ("6", "green"), ("8", "blue"))
 # Name, title, keys; the first key is a full line, the second dashed.
@@ -212,10 +223,7 @@ def estimators(rows: Sequence[Mapping]) -> bytes:
 
 def colour(method: str) -> str:
     """The colour of a method or of the generator's pre-training."""
-    if method not in METHODS:
-        return figures.hex_colour("purple")
-    order = list(METHODS).index(method)
-    return figures.hex_colour(_METHOD_COLOURS[order % len(_METHOD_COLOURS)])
+    return _METHOD_COLOURS.get(method, figures.hex_colour("purple"))
 
 
 def png(figure: Figure) -> bytes:

@@ -11,7 +11,8 @@ from fewshotseg.results import metrics, statistics
 from fewshotseg.results.report.inputs import Experiment, Run, Threshold
 
 BASELINE = "real_only"
-CO_TRAINING = next(name for name, method in METHODS.items() if method.moves_theta)
+CO_TRAINING = "end2end"
+LEARNED = "mixture_learned"
 MEASURED = tuple(name for name in metrics.METRICS if name != "false_positive_area")
 POOLED = {
     "pooled_dice": metrics.Metric(None, "pooled Dice"),
@@ -131,9 +132,11 @@ def _score(run: Run, methods: Sequence[str], test_set: str) -> list[Score]:
 
 
 def compare(scores: Sequence[Score]) -> list[Comparison]:
-    """Every method against the baseline, and co-training against the other methods that draw."""
+    """Every method against the baseline, and what moves theta against its like that does not."""
     pairs = [(m, BASELINE) for m in METHODS if m != BASELINE]
     pairs += [(CO_TRAINING, m) for m in METHODS if METHODS[m].draws and m != CO_TRAINING]
+    unlearned = [m for m in METHODS if METHODS[m].sources != () and not METHODS[m].draws]
+    pairs += [(LEARNED, m) for m in unlearned if m != LEARNED]
     found = []
     for experiment, test_set in dict.fromkeys((s.experiment, s.test_set) for s in scores):
         here = [s for s in scores if (s.experiment, s.test_set) == (experiment, test_set)]

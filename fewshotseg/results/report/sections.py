@@ -122,8 +122,10 @@ def _search_section(run, pictures, prefix):
 
 
 def _pair_section(run, pictures):
-    """Of every generator the latest samples; a method that does not move it has none of its own."""
-    moved = [m for m in METHODS if METHODS[m].trains_generator]
+    """The latest samples of every generator that a method moves, and of all other sources of pairs."""
+    rows = {m: run.row(m) for m in METHODS}
+    frozen = [m for m in rows if rows[m].sources == ("generator",) and not rows[m].trains_generator]
+    moved = [m for m in rows if rows[m].sources and m not in frozen]
     shown = []
     for stage in ("generator", *moved):
         samples = sorted((run.workdir / stage / "samples").glob("*.png"), key=_step_of)
@@ -131,10 +133,10 @@ def _pair_section(run, pictures):
             name = "pre-trained" if stage == "generator" else stage
             caption = f"{name}, step {_step_of(samples[-1])}"
             shown.append(pictures.found(samples[-1], caption))
-    frozen = [m for m in METHODS if METHODS[m].draws and m not in moved and m in run.logs]
-    note = "The latest samples of every generator."
+    frozen = [m for m in frozen if m in run.logs]
+    note = "The latest samples."
     if frozen:
-        note += f" {', '.join(frozen)}: the pre-trained one, frozen."
+        note += f" {', '.join(frozen)}: the pre-trained generator, frozen."
     return _section("Real and synthetic images", shown, note, "samples")
 
 
