@@ -8,7 +8,8 @@ from ml_collections import ConfigDict, FieldReference
 
 METHODS = (
     "real_plain", "real_only", "real_only_half", "copy_paste", "cutmix", "colour_transfer", "mixture",
-    "mixture_learned", "separate", "joint", "end2end",
+    "mixture_learned", "mixture_searched", "mixture_chosen", "mixture_random", "mixture_population",
+    "separate", "joint", "end2end",
 )  # fmt: skip
 
 
@@ -207,6 +208,20 @@ def get_config(arg: str = "") -> ConfigDict:
     config.outer.evolution_strategies.sigma = 0.1  # perturbation of theta
     config.outer.finite_difference = ConfigDict()
     config.outer.finite_difference.radius = 0.01  # displacement of the weights
+
+    # Methods that search for outer variables before the training: whole trainings on all folds of the
+    # labelled cases but one, judged on that one.
+    config.cross_fit = ConfigDict()
+    config.cross_fit.variables = ("mixture",)
+    config.cross_fit.num_folds = 5
+    config.cross_fit.num_starts = 1  # trainings per fold, from other weights
+    config.cross_fit.num_steps = 0  # of one; 0 for train.num_steps
+    config.cross_fit.frozen_encoder = True  # a pretrained encoder stays as it is meanwhile
+    config.cross_fit.num_rounds = 2  # at most so many steps of theta, by the hypergradient
+    config.cross_fit.rate = 2.0  # length of the first, for logits of a mixture
+    config.cross_fit.level = 0.1  # p value (Holm) below which an outer variable moves
+    config.cross_fit.num_candidates = 9  # of random search and random steps
+    config.cross_fit.spread = 1.5  # their standard deviation, for logits of a mixture
 
     config.diagnose = ConfigDict()  # --mode=hypergradient: the estimators compared
     # Each an estimator, or estimator+gradient; 'unrolled' is the reference and always among them.

@@ -19,7 +19,9 @@ class Method:
         every step. (Before the training, they are trained alone, for every method that draws.)
       sources: of synthetic pairs, rows of `genseg/pair_sources.py`: as many pairs as real ones, in
         equal parts. () for none; None for those of `pairs.sources` of the configuration.
-      moves_theta: whether the hypergradient moves the outer variables.
+      moves_theta: whether the hypergradient moves the outer variables, beside the training.
+      search: how the outer variables are found before the training, by whole trainings on folds of the
+        labelled cases; a strategy of `training/search.py`, '' for none.
       augments: whether real pairs are augmented.
       real_batches: real pairs per step, as a multiple of `train.batch_size`; with 2 and without
         synthetic pairs, a method sees as many images per step as one with them.
@@ -29,6 +31,7 @@ class Method:
     trains_generator: bool = False
     sources: tuple[str, ...] | None = ()
     moves_theta: bool = False
+    search: str = ""
     augments: bool = True
     real_batches: int = 1
     summary: str = ""
@@ -57,6 +60,20 @@ METHODS = {
         sources=None,
         moves_theta=True,
         summary="likewise, and the hypergradient moves the outer variables",
+    ),
+    "mixture_searched": Method(
+        sources=None,
+        search="hypergradient",
+        summary="their parts are found by the hypergradient through whole trainings, cross-fitted",
+    ),
+    "mixture_chosen": Method(
+        sources=None, search="choice", summary="all of them, or one alone: by cross-validation"
+    ),
+    "mixture_random": Method(
+        sources=None, search="random", summary="their parts are found by random search"
+    ),
+    "mixture_population": Method(
+        sources=None, search="population", summary="their parts are found by random steps"
     ),
     "separate": Method(
         sources=("generator",), summary="the generator is trained first, then frozen"

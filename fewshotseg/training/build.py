@@ -6,13 +6,23 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from fewshotseg.data import augment, batches, canvas, cases
+from fewshotseg.data import augment, batches, canvas, cases, folds
 from fewshotseg.genseg import gan, levels, outer_variables, pair_sources, segmenter
 from fewshotseg.methods import METHODS, Method, resolve
 from fewshotseg.models import factory
 from fewshotseg.results import predictor
-from fewshotseg.training import build_data, devices, estimators, optimizers, stages
+from fewshotseg.training import (
+    build_data,
+    cross_fit,
+    devices,
+    estimators,
+    optimizers,
+    search,
+    stages,
+)
 
 NUM_SAMPLES = 6  # rows of a picture of synthetic pairs
 
@@ -72,7 +82,9 @@ class Experiment:
       data: the cases.
       spec: what the data decide about the networks.
       pretraining: makes the stage of the generator alone.
-      training: method -> its stage, made when called.
+      training: `(method, theta that a search has found, or None) -> its stage`, made when called.
+      search: `(method, report) -> search.Problem`, likewise; see `cross_fit.create_problem`.
+      search_fields: of the search.
       notices: what people should know of weights that were not trained here.
       loop: intervals of the loop.
       evaluation: how models are measured.
@@ -86,7 +98,9 @@ class Experiment:
     data: cases.Data
     spec: factory.Spec
     pretraining: Callable[[], stages.Stage]
-    training: Callable[[str], stages.Stage]
+    training: Callable[..., stages.Stage]
+    search: Callable[..., search.Problem]
+    search_fields: Mapping[str, Any]
     notices: tuple[str, ...]
     loop: Loop
     evaluation: Evaluation
@@ -158,6 +172,8 @@ def create_parts(
     """Players, outer variables and optimisers of one stage of one method."""
     networks = create_networks(config, spec)
     moving = moving_variables(config, method) if stage == "train" else ()
+    if method.search:
+        moving = tuple(config.cross_fit.variables)
     settings = {"synthetic_weight": config.loss.synthetic_weight}
     if method.sources:
         settings["mixture"] = method.sources
@@ -265,10 +281,14 @@ def create_pretraining(config, data: cases.Data, spec: factory.Spec) -> stages.S
     return stages.pretraining(parts, draw, data.train, config.pretrain.num_steps, config.seed)
 
 
-def create_training(config, data: cases.Data, spec: factory.Spec, name: str) -> stages.Stage:
-    """See `stages.training`; `name` is that of the method."""
+def create_training(
+    config, data: cases.Data, spec: factory.Spec, name: str, theta=None
+) -> stages.Stage:
+    """See `stages.training`; `name` is that of the method, `theta` what a search has found for it."""
     method = resolve_method(config, name)
     parts = create_parts(config, spec, method, "train")
+    if theta is not None:
+        parts = parts._replace(theta=jax.tree.map(jnp.asarray, theta))
     draw_samples, _ = create_draws(
         config, spec.num_classes, method, NUM_SAMPLES, axis_name=None, compile=jax.jit
     )
@@ -283,6 +303,75 @@ def create_training(config, data: cases.Data, spec: factory.Spec, name: str) -> 
         config.train.num_steps,
         config.seed,
         draw_samples,
+    )
+
+
+def search_fields(config) -> dict[str, Any]:
+    """The fields of `config.cross_fit`, the number of steps of a trial and of sources to choose from."""
+    fields = config.cross_fit.to_dict()
+    num_components = len(config.pairs.sources)
+    num_steps = fields["num_steps"] or config.train.num_steps
+    return {**fields, "num_steps": num_steps, "num_components": num_components}
+
+
+def create_search(
+    config,
+    data: cases.Data,
+    spec: factory.Spec,
+    name: str,
+    report: Callable[[int, int, int], None] = lambda fold, start, taken: None,
+) -> search.Problem:
+    """The trials of a method that searches for outer variables; see `cross_fit.create_problem`."""
+    fields, method = search_fields(config), resolve_method(config, name)
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.train.num_steps = fields["num_steps"]
+        config.outer.gradient = "reverse"  # the others bar forward mode
+        if fields["frozen_encoder"]:
+            config.segmenter.efficient_unet.trained = "frozen"
+    parts = create_parts(config, spec, method, "train", axis_name=None)
+    draw_batches, _ = create_draws(
+        config,
+        spec.num_classes,
+        method,
+        config.train.batch_size,
+        axis_name=None,
+        compile=lambda f: f,
+    )
+    loss = functools.partial(levels.outer_loss, terms=parts.terms)
+    labelled = (*data.split.train, *data.split.validation)
+
+    def init(key):
+        params = parts.networks["segmenter"].init(key)
+        return {"segmenter": levels.init_player(params, parts.players["segmenter"])}
+
+    def describe(theta):
+        used = parts.use(theta)
+        names = {"mixture": method.sources}
+        return {
+            variable: dict(
+                zip(
+                    names.get(variable, map(str, range(used[variable].size))),
+                    used[variable].ravel().tolist(),
+                    strict=True,
+                )
+            )
+            for variable in theta
+        }
+
+    return cross_fit.create_problem(
+        stages.create_inner_step(parts, ("segmenter",)),
+        cross_fit.of_average(loss),
+        init,
+        lambda arrays, key: jax.tree.map(lambda x: x[0], draw_batches(arrays, key[None])),
+        {k: np.concatenate([data.train[k], data.validation[k]]) for k in data.train},
+        folds.divide(data.survey, labelled, fields["num_folds"], config.seed),
+        parts.theta,
+        num_steps=fields["num_steps"],
+        num_starts=fields["num_starts"],
+        key=stages.step_key(config.seed, "search", 0),
+        describe=describe,
+        report=report,
     )
 
 
@@ -334,6 +423,8 @@ def build(config) -> Experiment:
         spec=spec,
         pretraining=functools.partial(create_pretraining, config, data, spec),
         training=functools.partial(create_training, config, data, spec),
+        search=functools.partial(create_search, config, data, spec),
+        search_fields=search_fields(config),
         notices=tuple(network.notice for network in networks.values() if network.notice),
         loop=Loop(
             log_every=config.log_every,

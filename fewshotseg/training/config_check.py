@@ -18,7 +18,7 @@ from fewshotseg.data import canvas
 from fewshotseg.data.cases import SOURCES
 from fewshotseg.genseg import pair_sources
 from fewshotseg.genseg.outer_variables import OUTER_VARIABLES
-from fewshotseg.methods import METHODS
+from fewshotseg.methods import GENERATED, METHODS
 from fewshotseg.models import efficient_unet, factory, unet
 from fewshotseg.training import devices, optimizers
 from fewshotseg.training.build import FAMILIES, moving_variables, resolve_method
@@ -100,6 +100,14 @@ BOUNDS: Mapping[str, Bound] = {
     "pairs.*.blend_width": at_least(0.05),
     "pairs.*.largest_share": between(0, 1, open_low=True),
     "pairs.*.strength": between(0, 1),
+    "cross_fit.num_folds": at_least(2),
+    "cross_fit.num_starts": at_least(1),
+    "cross_fit.num_steps": at_least(0),
+    "cross_fit.num_rounds": at_least(1),
+    "cross_fit.rate": at_least(0),
+    "cross_fit.level": between(0, 1),
+    "cross_fit.num_candidates": at_least(1),
+    "cross_fit.spread": at_least(0),
     "pretrain.num_steps": at_least(1),
     "train.num_steps": at_least(1),
     "*.batch_size": at_least(1),
@@ -161,6 +169,7 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "outer.*remat": ("none", "step", "sqrt"),
     "outer.loop": ("auto", "host", "scan"),
     "outer.variables": tuple(OUTER_VARIABLES),
+    "cross_fit.variables": tuple(OUTER_VARIABLES),
 }
 MAY_BE_EMPTY = ("outer.variables", "augment.*.flip_axes")
 DIVIDED = ("pretrain.batch_size", "train.batch_size", "outer.batch_size")  # over the devices
@@ -268,6 +277,8 @@ def _check_outer(config):
         )
     for name in config.methods:
         method = resolve_method(config, name)
+        if method.search:
+            _check_search(config, name, method)
         if not method.moves_theta:
             continue
         if outer.start >= config.train.num_steps:
@@ -302,3 +313,20 @@ def _value(config, field: str):
 
 def _fault(field, value, remedy):
     return errors.InputError(f"{field} is {value!r}: {remedy}.")
+
+
+def _check_search(config, name, method):
+    if method.draws:
+        raise _fault(
+            "pairs.sources",
+            tuple(config.pairs.sources),
+            f"{name} trains on all folds but one, and a generator would have seen that one: leave out "
+            f"{', '.join(map(repr, GENERATED))}",
+        )
+    known = pair_sources.variables(method.sources)
+    if not set(config.cross_fit.variables) <= known:
+        raise _fault(
+            "cross_fit.variables",
+            tuple(config.cross_fit.variables),
+            f"some make no difference to {name}, name some of {', '.join(map(repr, sorted(known)))}",
+        )

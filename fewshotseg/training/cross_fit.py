@@ -48,7 +48,7 @@ def create_problem(
       num_starts: trials per fold, each from other weights.
       key: of everything; the starts and the folds have keys of their own.
       describe: see `search.Problem`.
-      report: told fold, start and step, every few steps.
+      report: told fold, start and how many steps were taken: 0 before the first, then every few.
     """
     arrays = jax.tree.map(jnp.asarray, dict(arrays))
     largest = max(map(len, folds))
@@ -71,14 +71,16 @@ def create_problem(
         state = initial(jax.random.fold_in(key, start))
         tangents = forward.start(theta, state) if differentiate else None
         for begin in range(0, num_steps, CHUNK):
-            report(fold, start, begin)
             count = min(CHUNK, num_steps - begin)
+            report(fold, start, 0)
             rngs = jax.vmap(lambda k: jax.random.fold_in(trial_key, k))(begin + jnp.arange(count))
             batches = {"members": jnp.tile(members, (count, 1))}
             if differentiate:
                 state, tangents, _ = differentiated(state, tangents, theta, batches, rngs)
             else:
                 state, _ = plain(state, theta, batches, rngs)
+            jax.block_until_ready(state)
+            report(fold, start, count)
         if not differentiate:
             return search.Trial(float(judge(state, theta, held_out)), None)
         loss, gradient, _ = finish(state, tangents, theta, held_out)

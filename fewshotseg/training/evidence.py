@@ -1,8 +1,8 @@
 """What the hypergradients of several folds say together, and a step that is taken on evidence alone.
 
-A hypergradient from a few validation images is mostly noise: it has a sign for every outer variable whether
-there is anything to learn or not. Folds give several of each; where their mean is not clearly different from
-0, the outer variable stays where it is.
+A hypergradient from a few validation images is mostly noise: it has a sign for every outer variable,
+whether there is anything to learn or not. Folds give several of each; where their mean is not clearly
+different from 0, the outer variable stays where it is.
 
 The training sets of two folds have most of their cases in common, so their hypergradients are not quite
 independent, and the p values are a little too small. They are adjusted for the number of outer variables

@@ -246,6 +246,25 @@ def run(
     return theta
 
 
+def most_trials(strategy: str, fields: Mapping[str, Any]) -> int:
+    """How many trials a search takes at most.
+
+    Args:
+      strategy: a name in `STRATEGIES`.
+      fields: of the configuration's block, with 'num_components' of the mixture.
+    """
+    points = {
+        "hypergradient": fields["num_rounds"],
+        "choice": fields["num_components"] + 1,
+    }.get(strategy, fields["num_candidates"])
+    return points * fields["num_folds"] * fields["num_starts"]
+
+
+def num_done(path: pathlib.Path) -> int:
+    """How many trials of a search are on the disk."""
+    return len(json.loads(path.read_text())["trials"]) if path.exists() else 0
+
+
 def moved(before: Theta, after: Theta) -> bool:
     """Whether any component differs."""
     pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)

@@ -18,7 +18,7 @@ from fewshotseg.results import predictor
 from fewshotseg.training import devices
 from fewshotseg.training.state import TrainState
 
-STAGES = {"pretrain": 0, "train": 1, "init": 2}  # folded into the seed; never renumber
+STAGES = {"pretrain": 0, "train": 1, "init": 2, "search": 3}  # folded into the seed; never renumber
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,10 +202,11 @@ def training(
     train, validation = map(_on_device, arrays)
     inner_step = create_inner_step(parts, moving_players(parts, method), outer.through_generator)
     step = _compile(inner_step)
-    estimate = create_estimate(inner_step, step) if parts.theta else None
+    online = bool(parts.theta) and method.moves_theta
+    estimate = create_estimate(inner_step, step) if online else None
 
     def moves_theta(number):
-        return bool(parts.theta) and outer.moves_theta(number)
+        return online and outer.moves_theta(number)
 
     @jax.jit
     def update(grad, opt, theta):

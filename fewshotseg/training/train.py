@@ -1,5 +1,6 @@
 """Training and evaluating all methods of an experiment."""
 
+import contextlib
 import dataclasses
 import pathlib
 
@@ -9,7 +10,8 @@ from fewshotseg import figures, files
 from fewshotseg.data import cases, check, split_files
 from fewshotseg.results import evaluate
 from fewshotseg.results.predictor import segmenter_of
-from fewshotseg.training import devices, loop, timing
+from fewshotseg.runs import log as log_lib
+from fewshotseg.training import devices, loop, search, timing
 from fewshotseg.training.build import Experiment
 from fewshotseg.training.recorder import Recorder
 from fewshotseg.training.stages import Stage
@@ -42,7 +44,8 @@ def train_and_evaluate(experiment: Experiment, workdir: pathlib.Path) -> None:
         if method.draws and players is None:
             stage = experiment.pretraining()
             players = run_stage(experiment, stage, workdir / stage.name)[0].players
-        stage = experiment.training(name)
+        theta = search_theta(experiment, name, folder) if method.search else None
+        stage = experiment.training(name, theta)
         _, model = run_stage(experiment, stage, folder, players if method.draws else None)
         if devices.is_main():
             weights, origin = segmenter_of(model)
@@ -52,6 +55,28 @@ def train_and_evaluate(experiment: Experiment, workdir: pathlib.Path) -> None:
         # Programs of finished methods are of no more use, and a process may only hold so many: the
         # 65,530 memory maps that Linux allows are used up after a few runs.
         jax.clear_caches()
+
+
+def search_theta(experiment: Experiment, name: str, folder: pathlib.Path):
+    """The outer variables that the search of a method finds; its trials go into search.json there."""
+    strategy, path = experiment.methods[name].search, folder / "search.json"
+    fields, num_steps = experiment.search_fields, experiment.search_fields["num_steps"]
+    total = search.most_trials(strategy, fields) * num_steps
+    done = search.num_done(path) * num_steps
+    bar = log_lib.progress_bar(f"{name}, search", total, done, shown=devices.is_main())
+
+    def report(fold, start, taken):
+        fresh = bar.n == done
+        what = "compiling (up to 3 minutes, kept for next time)" if fresh and not taken else ""
+        bar.set_postfix_str(what or f"fold {fold + 1}, start {start + 1}", refresh=bool(what))
+        bar.update(taken)
+
+    with contextlib.closing(bar):
+        problem = experiment.search(name, report)
+        theta = search.run(strategy, problem, fields, path, experiment.seed)
+        bar.total = bar.n  # a search without evidence ends early
+    jax.clear_caches()
+    return theta
 
 
 def time_stages(experiment: Experiment) -> list[timing.Timing]:
