@@ -72,6 +72,23 @@ def network(module: nn.Module, *inputs) -> Network:
     )
 
 
+def without_frozen(net: Network, params: Params) -> Network:
+    """A network whose parameters are those that move alone; parts with a rate of 0 stay as in `params`.
+
+    A training that carries a tangent of every parameter should not carry those of a frozen encoder.
+    """
+    frozen = {name: params[name] for name, rate in net.rates.items() if rate == 0}
+    rates = {name: rate for name, rate in net.rates.items() if name not in frozen}
+
+    def init(key):
+        return {name: part for name, part in net.init(key).items() if name not in frozen}
+
+    def apply(params, *inputs):
+        return net.apply({**params, **frozen}, *inputs)
+
+    return net._replace(init=init, apply=apply, rates=rates, given=dict)
+
+
 def create_module(
     kind: str, table: Mapping[str, type], name: str, fields: Mapping[str, Any], **fixed
 ) -> nn.Module:

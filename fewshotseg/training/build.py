@@ -168,9 +168,10 @@ def create_parts(
     method: Method,
     stage: str,
     axis_name: str | None = devices.AXIS_NAME,
+    networks: Mapping[str, factory.Network] | None = None,
 ) -> stages.Parts:
     """Players, outer variables and optimisers of one stage of one method."""
-    networks = create_networks(config, spec)
+    networks = networks or create_networks(config, spec)
     moving = moving_variables(config, method) if stage == "train" else ()
     if method.search:
         moving = tuple(config.cross_fit.variables)
@@ -329,7 +330,10 @@ def create_search(
         config.outer.gradient = "reverse"  # the others bar forward mode
         if fields["frozen_encoder"]:
             config.segmenter.efficient_unet.trained = "frozen"
-    parts = create_parts(config, spec, method, "train", axis_name=None)
+    networks = create_networks(config, spec)
+    given = networks["segmenter"].init(stages.step_key(config.seed, "init", 2))
+    networks["segmenter"] = factory.without_frozen(networks["segmenter"], given)
+    parts = create_parts(config, spec, method, "train", axis_name=None, networks=networks)
     draw_batches, _ = create_draws(
         config,
         spec.num_classes,
