@@ -45,7 +45,8 @@ config_flags.DEFINE_config_file("config", str(ROOT / "configs" / "fewshot.py"))
 flags.DEFINE_string("data_dir", None, "Folder with a folder per data set.", required=True)
 flags.DEFINE_string("output", "runs/fewshot", "Folder for the runs and fewshot.csv.")
 flags.DEFINE_list("datasets", list(DATASETS), "Which data sets.")
-METHODS = ["real_plain", "real_only", "separate", "joint", "end2end"]
+METHODS = ["real_plain", "real_only", "copy_paste", "cutmix", "colour_transfer", "mixture"]
+METHODS += ["mixture_searched", "mixture_chosen", "separate", "joint", "end2end"]
 flags.DEFINE_list("methods", METHODS, "Which methods.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
 flags.DEFINE_string("test_list", "test", "Name of the list to test on.")
@@ -66,7 +67,9 @@ def configure(config, dataset: str, seed: int, split_file: pathlib.Path):
         config.data.source, config.data.split_file = "folder", str(split_file)
         config.data.channels = 1 if dataset == "busi" else 3
         config.data.folder.name = dataset
-        if dataset == "fuseg":  # wounds cover about 1 % of the image: many vanish at 64 pixels
+        if (
+            dataset == "fuseg" and config.data.image_size == 64
+        ):  # wounds cover about 1 % of the image: many vanish at 64 pixels
             config.data.image_size = 96
         config.data.folder.class_names = (class_name,)
         config.data.folder.images_dir, config.data.folder.masks_dir = map(",".join, folders)
@@ -106,7 +109,7 @@ def rows_of(config, workdir: pathlib.Path):
         row["bootstrap_over"] = summary["bootstrap_over"]
         row["validation_dice"] = run.logs[method][-1].get("validation/model_dice")
         row["steps"], row["seconds"] = config.train.num_steps, round(run.seconds(method), 1)
-        row["image_size"], row["width"] = config.data.image_size, config.segmenter.unet.width
+        row["segmenter"], row["image_size"] = config.segmenter.name, config.data.image_size
         row["device"] = run.environment["device"]
         row["revision"] = run.environment["git_revision"]
         yield row
@@ -120,7 +123,7 @@ def append(row: dict, path: pathlib.Path) -> None:
     """
     from fewshotseg import errors
 
-    key = ("dataset", "method", "seed", "steps")
+    key = ("dataset", "segmenter", "method", "seed", "steps")
     old = read_table(path) if path.exists() else []
     if old and list(old[0]) != list(row):
         raise errors.InputError(f"{path}: has other columns: give another --output.")

@@ -178,8 +178,9 @@ def get_config(arg: str = "") -> ConfigDict:
     # Some of 'architecture', 'synthetic_weight', 'mixture' (of the sources of pairs), bounded; each moves
     # with the methods that it makes a difference to.
     config.outer.variables = ("architecture", "mixture")
-    # 'unrolled' (exact) | 'truncated' | 'one_step' | 'identity' | 'neumann' | 'conjugate_gradient' |
-    # 'sama' | 'evolution_strategies'; compare them with --mode=hypergradient
+    # 'unrolled' (exact) | 'truncated' | 'one_step' | 'forward_mode' (exact; long K, few outer variables) |
+    # 'identity' | 'neumann' | 'conjugate_gradient' | 'sama' | 'evolution_strategies'; compare them with
+    # --mode=hypergradient
     config.outer.estimator = "unrolled"
     # How inner gradients are differentiated: 'mixed' (exact) | 'reverse' (the same numbers, slower) |
     # 'finite_difference' (DARTS)
@@ -227,7 +228,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # Each an estimator, or estimator+gradient; 'unrolled' is the reference and always among them.
     config.diagnose.estimators = (
         "unrolled", "unrolled+reverse", "truncated", "one_step", "one_step+finite_difference",
-        "identity", "neumann", "conjugate_gradient", "sama", "sama+finite_difference",
+        "forward_mode", "identity", "neumann", "conjugate_gradient", "sama", "sama+finite_difference",
         "evolution_strategies",
     )  # fmt: skip
     config.diagnose.inner_steps = (1, 4)  # K, one after the other

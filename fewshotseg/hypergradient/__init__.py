@@ -3,7 +3,7 @@
 `contract` has the notation and a worked example, docs/estimators.md a bilevel problem from start to end.
 """
 
-from fewshotseg.hypergradient import host_loop, inner_gradient
+from fewshotseg.hypergradient import forward, host_loop, inner_gradient
 from fewshotseg.hypergradient.contract import (
     Hypergradient,
     check,
@@ -12,6 +12,7 @@ from fewshotseg.hypergradient.contract import (
     steps,
 )
 from fewshotseg.hypergradient.evolution import evolution_strategies
+from fewshotseg.hypergradient.forward import forward_mode
 from fewshotseg.hypergradient.implicit import (
     Solver,
     Stationarity,
@@ -32,6 +33,8 @@ __all__ = [
     "check",
     "conjugate_gradient",
     "evolution_strategies",
+    "forward",
+    "forward_mode",
     "gradient_step",
     "host_loop",
     "identity",

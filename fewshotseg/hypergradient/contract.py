@@ -38,6 +38,7 @@ eta. Then g = h (w - A), H = h, M = -h, w_K - A = (1 - eta h)^K (w_0 - A), and w
     unrolled                    (1 - (1 - eta h)^K) D        K steps back
     truncated, horizon k        (1 - (1 - eta h)^k) D        the last k of them
     one_step                    eta h D                      the last one
+    forward_mode                as unrolled                  tangents carried along
     identity                    alpha h D                    H^{-1} ~ alpha
     neumann, n terms            (1 - (1 - alpha h)^{n+1}) D  a series for H^{-1}
     conjugate_gradient          h / (h + damping) D          H^{-1}, but for the damping
@@ -49,9 +50,10 @@ is no matter of the estimator but of the inner step: see `inner_gradient`. Cost,
 each are in its docstring; the numbers there take `inner_gradient.mixed` for granted, with which a
 product with H and M together costs about 2 t beyond the gradient itself.
 
-Files: `unroll` has the first family and `host_loop` its twin for CPUs, `implicit` the second family,
-`evolution` the one without derivatives, `one_player` the pieces of the common problem with one network
-and one optimiser. They import JAX alone and each other, and can be lifted into another project.
+Files: `unroll` has the first family, `forward` its member in forward mode, `host_loop` the twins for CPUs,
+`implicit` the second family, `evolution` the one without derivatives, `one_player` the pieces of the
+common problem with one network and one optimiser. They import JAX alone and each other, and can be
+lifted into another project.
 """
 
 from collections.abc import Callable, Mapping
@@ -111,6 +113,19 @@ def steps(inner_step: Callable) -> Callable:
 def last(tree: Any) -> Any:
     """The last entry of every leaf's leading axis."""
     return jax.tree.map(lambda x: x[-1], tree)
+
+
+def split_floats(tree: Any) -> tuple[list[jax.Array], Callable]:
+    """The floating point leaves of a pytree, and the function that puts them back."""
+    leaves, structure = jax.tree.flatten(tree)
+    is_float = [jnp.issubdtype(x.dtype, jnp.floating) for x in leaves]
+
+    def rebuild(floats):
+        floats = iter(floats)
+        merged = [next(floats) if f else x for f, x in zip(is_float, leaves, strict=True)]
+        return jax.tree.unflatten(structure, merged)
+
+    return [x for f, x in zip(is_float, leaves, strict=True) if f], rebuild
 
 
 def check(

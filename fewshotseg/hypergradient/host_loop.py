@@ -2,9 +2,9 @@
 
 Why twice: XLA's CPU backend does not put convolutions inside a compiled loop (`lax.scan`, `fori_loop`)
 on its fast path, and their gradients are about 20 times slower there; and what is compiled here does not
-depend on K. On accelerators use the pure functions of `unroll`, `implicit` and `evolution`: the same
-mathematics, the same numbers, one program. The functions here cannot be compiled as a whole, so they take
-what compiles their pieces:
+depend on K. On accelerators use the pure functions of `unroll`, `forward`, `implicit` and `evolution`: the
+same mathematics, the same numbers, one program. The functions here cannot be compiled as a whole, so they
+take what compiles their pieces:
 
     compile(function, batched_args=(), batched_results=()) -> compiled function
 
@@ -21,7 +21,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from fewshotseg.hypergradient import contract, evolution, implicit, unroll
+from fewshotseg.hypergradient import contract, evolution, forward, implicit, unroll
 from fewshotseg.hypergradient.contract import Hypergradient, mean_over_devices
 
 
@@ -75,11 +75,11 @@ def unrolled(
 
     def record(state, theta, batches, rngs, k):
         """An inner step, with its transpose: a pytree, different on every device."""
-        floats, rebuild = _split_floats(state)
+        floats, rebuild = contract.split_floats(state)
 
         def advance(s, a):
             new, metrics = inner_step(rebuild(s), a, *contract.at(k, batches, rngs))
-            return _split_floats(new)[0], (new, metrics)
+            return contract.split_floats(new)[0], (new, metrics)
 
         _, transpose, (new, metrics) = jax.vjp(advance, floats, theta, has_aux=True)
         return new, metrics, transpose
@@ -96,7 +96,7 @@ def unrolled(
     def last(state, theta, batches, rngs, k, outer_batch):
         """The last step and the outer loss, pulled back to before that step."""
         new, metrics, transpose = record(state, theta, batches, rngs, k)
-        floats, rebuild = _split_floats(new)
+        floats, rebuild = contract.split_floats(new)
         (loss, outer_metrics), bars = jax.value_and_grad(
             lambda s, a: outer_loss(rebuild(s), a, outer_batch), argnums=(0, 1), has_aux=True
         )(floats, theta)
@@ -143,6 +143,70 @@ def unrolled(
         return result._replace(grad=bars)
 
     return estimate
+
+
+def forward_mode(
+    inner_step: Callable,
+    outer_loss: Callable,
+    *,
+    axis_name: str | None = None,
+    compile: Callable = jit,
+    step: Callable | None = None,
+) -> Callable:
+    """`forward.forward_mode`; compiles its own pieces.
+
+    Args:
+      inner_step: see `forward.forward_mode`, as for the other arguments.
+      compile: see above.
+      step: not needed; here, a step comes with its linearisation.
+    """
+    del step
+    check = _compile_check(inner_step, outer_loss, compile, forward.check)
+    take_steps = advance(inner_step, axis_name=axis_name, compile=compile)
+    end = compile(forward.finish(outer_loss, axis_name=axis_name), batched_args=(3,))
+
+    def estimate(theta, inner_state, inner_batches, outer_batch, rngs):
+        theta, inner_state = jax.tree.map(jnp.asarray, (theta, inner_state))
+        check(theta, inner_state, inner_batches, outer_batch, rngs)
+        tangents = forward.start(theta, inner_state)
+        state, tangents, metrics = take_steps(inner_state, tangents, theta, inner_batches, rngs)
+        loss, grad, outer_metrics = end(state, tangents, theta, outer_batch)
+        return Hypergradient(loss, grad, state, {**metrics, **outer_metrics})
+
+    return estimate
+
+
+def advance(
+    inner_step: Callable, *, axis_name: str | None = None, compile: Callable = jit
+) -> Callable:
+    """`forward.advance`; compiles its own pieces, whose number does not depend on that of variables.
+
+    A step is linearised by one program and pushed forward by another, once per outer variable.
+    """
+    linearized = forward.linearized(inner_step)
+
+    def linearize(state, theta, batches, rngs, k):
+        state, metrics, push = linearized(state, theta, *contract.at(k, batches, rngs))
+        return state, mean_over_devices(metrics, axis_name), push
+
+    def push_one(push, tangent, direction):  # equal on all devices; the mean says so
+        return mean_over_devices(push(tangent, direction), axis_name)
+
+    linearize = compile(linearize, batched_args=(2,), batched_results=(2,))
+    push_one = compile(push_one, batched_args=(0,))
+
+    def take(state, tangents, theta, batches, rngs):
+        directions = forward.columns(theta)
+        size = jax.tree.leaves(directions)[0].shape[0]
+        directions = [jax.tree.map(lambda x, i=i: x[i], directions) for i in range(size)]
+        tangents = [[x[i] for x in tangents] for i in range(size)]
+        metrics = {}
+        for k in range(rngs.shape[0]):
+            state, metrics, push = linearize(state, theta, batches, rngs, k)
+            tangents = [push_one(push, t, e) for t, e in zip(tangents, directions, strict=True)]
+        return state, [jnp.stack(x) for x in zip(*tangents, strict=True)], metrics
+
+    return take
 
 
 def implicit_gradient(
@@ -221,24 +285,11 @@ def evolution_strategies(
     return estimate
 
 
-def _compile_check(inner_step, outer_loss, compile):
-    """`contract.check`, as a program of nothing: traced once, under the same devices as the rest."""
+def _compile_check(inner_step, outer_loss, compile, check_problem=contract.check):
+    """`check_problem`, as a program of nothing: traced once, under the same devices as the rest."""
 
     def check(*problem):
-        contract.check(inner_step, outer_loss, *problem)
+        check_problem(inner_step, outer_loss, *problem)
         return jnp.zeros(())
 
     return compile(check, batched_args=(2, 3))
-
-
-def _split_floats(tree):
-    """The floating point leaves of a pytree, and the function that puts them back."""
-    leaves, structure = jax.tree.flatten(tree)
-    is_float = [jnp.issubdtype(x.dtype, jnp.floating) for x in leaves]
-
-    def rebuild(floats):
-        floats = iter(floats)
-        merged = [next(floats) if f else x for f, x in zip(is_float, leaves, strict=True)]
-        return jax.tree.unflatten(structure, merged)
-
-    return [x for f, x in zip(is_float, leaves, strict=True) if f], rebuild

@@ -221,9 +221,8 @@ def create_parts(
         overlap=config.loss.overlap,
         average_decay=config.train.ema_decay,
     )
-    gradient = estimators.create_gradient(
-        config.outer.gradient, outer_fields(config, config.outer.gradient)
-    )
+    name = estimators.choose_gradient(config.outer.estimator, config.outer.gradient)
+    gradient = estimators.create_gradient(name, outer_fields(config, name))
     num_outer_steps = outer_loop(config).num_outer_steps(config.train.num_steps)
     loss = segmenter.validation_loss(segment, overlap=config.loss.overlap, axis_name=axis_name)
     return stages.Parts(

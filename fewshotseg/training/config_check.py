@@ -22,7 +22,7 @@ from fewshotseg.methods import GENERATED, METHODS
 from fewshotseg.models import efficient_unet, factory, unet
 from fewshotseg.training import devices, optimizers
 from fewshotseg.training.build import FAMILIES, moving_variables, resolve_method
-from fewshotseg.training.estimators import ESTIMATORS, GRADIENTS, parse_choice
+from fewshotseg.training.estimators import ESTIMATORS, GRADIENTS, choose_gradient, parse_choice
 
 SEEDS = 2**32 - 1  # what both NumPy's and JAX's generators take
 
@@ -298,6 +298,10 @@ def _check_outer(config):
             f"outer.estimator is {outer.estimator!r}, which needs a symmetric Hessian: set "
             "outer.through_generator_training=False, or use 'neumann'."
         )
+    try:
+        choose_gradient(outer.estimator, outer.gradient)
+    except errors.InputError as error:
+        raise errors.InputError(f"outer.estimator and outer.gradient: {error}") from error
     for choice in config.diagnose.estimators:
         try:
             parse_choice(choice)

@@ -27,12 +27,14 @@ class Estimator:
         None: `make`, compiled as a whole, serves everywhere.
       needs_stationarity: whether it takes the inner problem as an equation.
       needs_symmetry: whether that equation must have a symmetric derivative, that is, one player.
+      gradient: how inner gradients must be differentiated; '': in any way.
     """
 
     make: Callable
     make_host: Callable | None = None
     needs_stationarity: bool = False
     needs_symmetry: bool = False
+    gradient: str = ""
 
 
 def _implicit(solver: Callable, needs_symmetry: bool = False) -> Estimator:
@@ -61,6 +63,9 @@ ESTIMATORS = {
     "unrolled": Estimator(hypergradient.unrolled, host_loop.unrolled),
     "truncated": Estimator(hypergradient.truncated, host_loop.unrolled),
     "one_step": Estimator(hypergradient.one_step, functools.partial(host_loop.unrolled, horizon=1)),
+    "forward_mode": Estimator(
+        hypergradient.forward_mode, host_loop.forward_mode, gradient="reverse"
+    ),
     "identity": _implicit(hypergradient.identity),
     "neumann": _implicit(hypergradient.neumann),
     "conjugate_gradient": _implicit(hypergradient.conjugate_gradient, needs_symmetry=True),
@@ -85,6 +90,21 @@ def create_gradient(name: str, fields: Mapping[str, Any]) -> Callable:
       `loss -> gradient`, see `inner_gradient`.
     """
     return functools.partial(GRADIENTS[name], **fields) if fields else GRADIENTS[name]
+
+
+def choose_gradient(estimator: str, gradient: str) -> str:
+    """The gradient that an estimator gets: `gradient`, or the one it must have if the numbers are the same.
+
+    Raises:
+      InputError: they would not be the same.
+    """
+    needed = ESTIMATORS[estimator].gradient
+    if needed and gradient == "finite_difference":
+        raise errors.InputError(
+            f"the estimator {estimator!r} is exact and differentiates the inner gradient itself: take "
+            f"{needed!r} (or 'mixed') for its gradient, not {gradient!r}."
+        )
+    return needed or gradient
 
 
 def create_estimator(
@@ -136,7 +156,7 @@ def parse_choice(choice: str) -> tuple[str, str]:
     """Estimator and gradient of 'unrolled' or 'one_step+finite_difference'; no gradient means 'mixed'.
 
     Raises:
-      InputError: there is no such estimator or gradient.
+      InputError: there is no such estimator or gradient, or they do not go together.
     """
     name, _, gradient = choice.partition("+")
     gradient = gradient or "mixed"
@@ -146,4 +166,5 @@ def parse_choice(choice: str) -> tuple[str, str]:
                 f"{value!r} is none of {', '.join(map(repr, allowed))}: an estimator is given as in "
                 "'unrolled' or 'one_step+finite_difference'."
             )
+    choose_gradient(name, gradient)
     return name, gradient

@@ -21,8 +21,10 @@ MAKERS = {
     "implicit_gradient": functools.partial(
         hg.implicit_gradient, stationarity=EQUATION, solver=hg.identity(step_size=1.0)
     ),
+    "forward_mode": hg.forward_mode,
     "evolution_strategies": functools.partial(hg.evolution_strategies, num_pairs=1, sigma=0.1),
     "host unrolled": host_loop.unrolled,
+    "host forward_mode": host_loop.forward_mode,
     "host implicit_gradient": functools.partial(
         host_loop.implicit_gradient, stationarity=EQUATION, solver=hg.identity(step_size=1.0)
     ),
@@ -156,6 +158,25 @@ def test_nothing_is_compiled_before_the_check(name):
 def test_a_sound_problem_passes(name):
     result = _estimate(name, {})
     np.testing.assert_allclose(result.inner_state["w"], 0.9 * (0.9 + 1) + 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_batches_may_be_drawn_inside_the_step(name):
+    """From its key; `inner_batches` is then a pytree without leaves."""
+
+    def draw(rng):
+        return {"x": jax.random.normal(rng, (4,))}
+
+    def drawing(state, theta, batch, rng):
+        assert batch == {}
+        return _step(state, theta, draw(rng), rng)
+
+    drawn = jax.vmap(draw)(_problem()["rngs"])
+    expected = _estimate(name, {"inner_batches": drawn})
+    result = _estimate(name, {"step": drawing, "inner_batches": {}})
+    assert float(result.loss) == pytest.approx(float(expected.loss), rel=1e-6)
+    assert float(result.grad["a"]) == pytest.approx(float(expected.grad["a"]), rel=1e-5)
+    assert float(result.loss) != _estimate(name, {}).loss
 
 
 def test_numbers_of_python_and_no_batches_will_do():

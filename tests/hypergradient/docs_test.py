@@ -20,7 +20,7 @@ def _blocks(name):
 
 
 def test_weight_decay_per_feature_is_learned(capsys):
-    script, others = _blocks("estimators.md")
+    script, others, pieces = _blocks("estimators.md")
     assert len([line for line in script.splitlines() if line.strip()]) < 40
     namespace = {}
     exec(script, namespace)
@@ -37,6 +37,14 @@ def test_weight_decay_per_feature_is_learned(capsys):
         exec(line, namespace)
         grad = namespace["estimate"](*problem).grad
         assert tiny.dot(grad, exact) > 0.8 * tiny.norm(grad) * tiny.norm(exact)
+    # Forward mode in pieces, through the hundred steps of both chunks.
+    exec(pieces, namespace)
+    keys = [jax.random.split(jax.random.key(seed), 50) for seed in range(2)]
+    unrolled = hypergradient.unrolled(namespace["inner_step"], namespace["validation_loss"])
+    start = hypergradient.TrainState(namespace["w"], namespace["inner"].init(namespace["w"]))
+    exact = jax.jit(unrolled)(namespace["theta"], start, None, validation, jnp.concatenate(keys))
+    assert namespace["loss"] == pytest.approx(float(exact.loss), rel=1e-5)
+    assert tiny.distance(namespace["grad"], exact.grad) < 1e-4
 
 
 def _text():

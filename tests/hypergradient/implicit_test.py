@@ -40,8 +40,12 @@ RATE, ALPHA, CURVATURE, TARGET = 0.2, 0.3, 1.7, 0.4
 LOSS = lambda w, a, batch: 0.5 * CURVATURE * (w - a) ** 2  # noqa: E731
 
 
-def _example_step(w, a, batch, rng):
-    return w - RATE * inner_gradient.mixed(lambda *x: (LOSS(*x), {}))(w, a, batch)[1], {}
+def _example_step(w, a, batch, rng, gradient=inner_gradient.mixed):
+    return w - RATE * gradient(lambda *x: (LOSS(*x), {}))(w, a, batch)[1], {}
+
+
+def _forward_mode(step, outer):
+    return hg.forward_mode(functools.partial(step, gradient=inner_gradient.reverse), outer)
 
 
 def _implicit(solver):
@@ -56,6 +60,7 @@ def _implicit(solver):
         (hg.unrolled, 1 - (1 - RATE * CURVATURE) ** 4),
         (functools.partial(hg.truncated, horizon=3), 1 - (1 - RATE * CURVATURE) ** 3),
         (hg.one_step, RATE * CURVATURE),
+        (_forward_mode, 1 - (1 - RATE * CURVATURE) ** 4),
         (_implicit(hg.identity(step_size=ALPHA)), ALPHA * CURVATURE),
         (_implicit(hg.neumann(step_size=ALPHA, num_terms=5)), 1 - (1 - ALPHA * CURVATURE) ** 6),
         (
@@ -64,7 +69,7 @@ def _implicit(solver):
         ),
         (_implicit(hg.sama()), RATE * CURVATURE),
     ],
-    ids=("unrolled", "truncated", "one_step", "identity", "neumann", "cg", "sama"),
+    ids="unrolled truncated one_step forward_mode identity neumann cg sama".split(),
 )
 def test_table_of_the_contract(make, factor):
     estimate = make(_example_step, lambda w, a, t: (0.5 * (w - t) ** 2, {}))

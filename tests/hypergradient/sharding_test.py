@@ -14,7 +14,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 NUM_DEVICES, NUM_STEPS, BATCH_SIZE = 2, 3, 4
 ESTIMATORS = (
-    "unrolled truncated one_step identity neumann conjugate_gradient sama evolution".split()
+    *("unrolled", "truncated", "one_step", "forward_mode"),
+    *("identity", "neumann", "conjugate_gradient", "sama", "evolution"),
 )
 
 
@@ -37,7 +38,8 @@ def _estimator(name, axis_name=None):
         return (error**2).mean() + 0.1 * theta["ridge"] ** 2, {}
 
     optimizer = optax.adam(0.05, eps_root=1e-8)
-    step = hg.gradient_step(loss, optimizer, axis_name=axis_name)
+    gradient = hg.inner_gradient.reverse if name == "forward_mode" else hg.inner_gradient.mixed
+    step = hg.gradient_step(loss, optimizer, gradient=gradient, axis_name=axis_name)
     equation = hg.stationarity(loss, optimizer, axis_name=axis_name)
     solvers = {
         "identity": hg.identity(step_size=0.3),
@@ -51,6 +53,7 @@ def _estimator(name, axis_name=None):
         "unrolled": (hg.unrolled, {"remat": "sqrt"}),
         "truncated": (hg.truncated, {"horizon": 2}),
         "one_step": (hg.one_step, {}),
+        "forward_mode": (hg.forward_mode, {}),
         "evolution": (hg.evolution_strategies, {"num_pairs": 2, "sigma": 0.1}),
     }[name]
     return make(step, outer_loss, axis_name=axis_name, **options)

@@ -160,6 +160,12 @@ def test_repeated_shapes_compile_once():
             ("one_step+backward",),
             "diagnose.estimators: 'backward' is none of 'mixed', 'reverse'",
         ),
+        (
+            "diagnose",
+            "estimators",
+            ("forward_mode+finite_difference",),
+            "diagnose.estimators: the estimator 'forward_mode' is exact .*: take 'reverse'",
+        ),
         ("diagnose", "inner_steps", (0, 1), r"diagnose.inner_steps is \(0, 1\): use at least 1"),
         ("diagnose", "repeats", 0, "diagnose.repeats is 0: use at least 1"),
         ("diagnose", "draws", 0, "diagnose.draws is 0: use at least 1"),
