@@ -51,6 +51,7 @@ def create_problem(
       report: told fold, start and how many steps were taken: 0 before the first, then every few.
     """
     arrays = jax.tree.map(jnp.asarray, dict(arrays))
+    theta = jax.tree.map(np.asarray, theta)
     largest = max(map(len, folds))
 
     def step(state, theta, batch, rng):
@@ -63,15 +64,14 @@ def create_problem(
     finish = jax.jit(forward.finish(outer_loss))
     initial = jax.jit(init)
 
-    def run(theta, fold, start, differentiate):
+    def train(theta, fold, start, differentiate, last=num_steps):
         trial_key = jax.random.fold_in(jax.random.fold_in(key, start), fold)
-        held_out = _held_out(arrays, folds[fold], largest)
         members = jnp.array([i for j, other in enumerate(folds) if j != fold for i in other])
         theta = jax.tree.map(jnp.asarray, theta)
         state = initial(jax.random.fold_in(key, start))
         tangents = forward.start(theta, state) if differentiate else None
-        for begin in range(0, num_steps, CHUNK):
-            count = min(CHUNK, num_steps - begin)
+        for begin in range(0, last, CHUNK):
+            count = min(CHUNK, last - begin)
             report(fold, start, 0)
             rngs = jax.vmap(lambda k: jax.random.fold_in(trial_key, k))(begin + jnp.arange(count))
             batches = {"members": jnp.tile(members, (count, 1))}
@@ -81,12 +81,22 @@ def create_problem(
                 state, _ = plain(state, theta, batches, rngs)
             jax.block_until_ready(state)
             report(fold, start, count)
+        return theta, state, tangents
+
+    def run(theta, fold, start, differentiate):
+        theta, state, tangents = train(theta, fold, start, differentiate)
+        held_out = _held_out(arrays, folds[fold], largest)
         if not differentiate:
             return search.Trial(float(judge(state, theta, held_out)), None)
         loss, gradient, _ = finish(state, tangents, theta, held_out)
         return search.Trial(float(loss), jax.tree.map(np.asarray, gradient))
 
-    return search.Problem(theta, len(folds), num_starts, run, describe)
+    def warm_up(differentiate):
+        few = min(CHUNK, num_steps)
+        jax.block_until_ready(train(theta, 0, 0, differentiate, few)[1])
+        return few
+
+    return search.Problem(theta, len(folds), num_starts, run, describe, warm_up)
 
 
 def of_average(outer_loss: Callable) -> Callable:

@@ -51,6 +51,7 @@ class Problem:
       num_folds: that the labelled cases are divided into.
       num_starts: trainings from different weights and batches for every fold.
       run: `(theta, fold, start, differentiate) -> Trial`.
+      warm_up: `differentiate -> number of steps`, takes a few steps of a trial, to compile and time them.
       describe: theta -> outer variables in use, by name and component, for people.
     """
 
@@ -59,6 +60,7 @@ class Problem:
     num_starts: int
     run: Callable[[Theta, int, int, bool], Trial]
     describe: Callable[[Theta], Mapping[str, Mapping[str, float]]] = lambda theta: {}
+    warm_up: Callable[[bool], int] = lambda differentiate: 0
 
 
 class Journal:

@@ -48,6 +48,29 @@ def measure(stage: Stage, players, clock: Callable[[], float] = time.perf_counte
     return Timing(stage.name, stage.num_steps, compiling, stepping)
 
 
+def measure_search(
+    name: str,
+    warm_up: Callable[[bool], int],
+    differentiate: bool,
+    num_steps: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Timing:
+    """Takes a few steps of a search twice; the first time compiles.
+
+    Args:
+      name: of the search.
+      warm_up: of `search.Problem`.
+      differentiate: whether its trials are differentiated.
+      num_steps: of all trials together.
+      clock: seconds.
+    """
+    started = clock()
+    warm_up(differentiate)
+    again = clock()
+    taken = warm_up(differentiate)
+    return Timing(name, num_steps, again - started, (clock() - again) / taken * num_steps)
+
+
 def describe(timings: Sequence[Timing]) -> str:
     """One line per stage and the sum, for people."""
     lines = [f"  {t.name:<14} {t.num_steps:>6} steps  {duration(t.stepping):>8}" for t in timings]

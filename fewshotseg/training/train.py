@@ -91,9 +91,18 @@ def time_stages(experiment: Experiment) -> list[timing.Timing]:
         players = stage.init(None).players
     for name, method in experiment.methods.items():
         method_players = players if method.draws else None
+        if method.search:
+            timings.append(_time_search(experiment, name, method.search))
         timings.append(timing.measure(experiment.training(name), method_players))
         jax.clear_caches()
     return timings
+
+
+def _time_search(experiment, name, strategy):
+    fields = experiment.search_fields
+    num_steps = fields["num_steps"] * search.most_trials(strategy, fields)
+    warm_up, differentiate = experiment.search(name).warm_up, strategy == "hypergradient"
+    return timing.measure_search(f"{name}: search", warm_up, differentiate, num_steps)
 
 
 def run_stage(experiment: Experiment, stage: Stage, folder: pathlib.Path, players=None):

@@ -34,6 +34,18 @@ def test_a_last_outer_step_is_cut_short():
     assert timing.measure(_stage(clock, 6), None, lambda: clock[0]).stepping == 7 + 3 + 7
 
 
+def test_time_of_a_search_by_hand():
+    now = [0.0]
+
+    def warm_up(differentiate):
+        assert differentiate
+        now[0] += 30.0 if now[0] == 0 else 2.0
+        return 10
+
+    found = timing.measure_search("search", warm_up, True, 500, clock=lambda: now[0])
+    assert found == timing.Timing("search", 500, 30.0, 100.0)
+
+
 def test_share_that_fits():
     timings = [timing.Timing("a", 10, 5.0, 60.0), timing.Timing("b", 10, 10.0, 40.0)]
     assert timing.fitting_share(timings, 80.0) == pytest.approx(0.5)
