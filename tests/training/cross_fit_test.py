@@ -117,7 +117,7 @@ def test_derivative_of_a_whole_training_is_that_of_finite_differences():
 
 
 def test_a_trial_knows_nothing_of_the_fold_held_out():
-    """A case of fold 0 is changed, and its own loss is not counted: where it was held out, all is the same."""
+    """A case of fold 0 changes, its own loss is not counted: where it is held out, all stays the same."""
     changed = _data()
     changed["image"][0] = -changed["image"][0]
 

@@ -40,7 +40,7 @@ def decision_table(runs: Sequence[Run]) -> Table:
 
 def _rows(record: Mapping[str, Any]):
     before, after = record.get("before") or {}, record.get("after") or {}
-    rounds = record.get("rounds") or [{}]
+    rounds, level = record.get("rounds") or [{}], record.get("level", 0.0)
     for name, parts in before.items():
         t, p = (_first(rounds, key, name) for key in ("t", "p"))
         for i, (part, start) in enumerate(parts.items()):
@@ -48,7 +48,13 @@ def _rows(record: Mapping[str, Any]):
             label = f"{name.replace('_', ' ')}: {part.replace('_', ' ')}" if part else name
             cells = (_number(name, start), _number(name, end))
             if i < len(t):
-                yield label, *cells, f"{t[i]:.1f}", f"{p[i]:.3f}", _meaning(start, end, t[i])
+                yield (
+                    label,
+                    *cells,
+                    f"{t[i]:.1f}",
+                    f"{p[i]:.3f}",
+                    _meaning(start, end, t[i], p[i] <= level),
+                )
             else:
                 by = _BY.get(record.get("strategy"), "the search")
                 yield label, *cells, "", "", f"set by {by}"
@@ -60,12 +66,12 @@ def _first(rounds, key, name) -> list[float]:
     return np.ravel(found[name]).tolist() if name in found else []
 
 
-def _meaning(start: float, end: float, t: float) -> str:
-    better = "better" if t < 0 else "worse"
+def _meaning(start: float, end: float, t: float, significant: bool) -> str:
     if np.isclose(start, end, rtol=1e-3, atol=1e-3):
         return "no evidence either way: left as it was"
-    if (end > start) == (t < 0):
-        return f"held-out images are predicted {better} with more of it"
+    if significant:
+        better = "better" if t < 0 else "worse"
+        return f"images held out are predicted {better} with more of it"
     return "moved by what the others left"
 
 

@@ -1,0 +1,53 @@
+"""What the report says of a search, by hand."""
+
+import json
+
+from fewshotseg.results.report import decisions, inputs
+
+_RECORD = {
+    "strategy": "hypergradient",
+    "before": {"mixture": {"augmented": 0.25, "copy_paste": 0.25, "cutmix": 0.25, "tint": 0.25}},
+    "after": {"mixture": {"augmented": 0.62, "copy_paste": 0.02, "cutmix": 0.18, "tint": 0.18}},
+    "rounds": [
+        {"t": {"mixture": [-4.2, 3.6, 0.1, -0.4]}, "p": {"mixture": [0.04, 0.05, 1.0, 1.0]}},
+        {"t": {"mixture": [0.0, 0.0, 0.0, 0.0]}, "p": {"mixture": [1.0, 1.0, 1.0, 1.0]}},
+    ],
+    "level": 0.1,
+    "trials": [],
+}
+
+
+def _run(tmp_path, record):
+    folder = tmp_path / "mixture_searched"
+    folder.mkdir(parents=True)
+    (folder / "search.json").write_text(json.dumps(record))
+    (folder / "log.jsonl").write_text("")
+    (tmp_path / "config.json").write_text(json.dumps({"methods": ["mixture_searched"]}))
+    return inputs.read_run(tmp_path)
+
+
+def test_every_source_has_a_row_with_its_evidence_and_what_it_means(tmp_path):
+    table = decisions.decision_table([_run(tmp_path, _RECORD)])
+    assert [len(row) for row in table.rows] == [len(table.header)] * 4
+    good, bad, rest, _ = (row[1:] for row in table.rows)
+    assert good[:5] == ("mixture: augmented", "25 %", "62 %", "-4.2", "0.040")
+    assert "better with more of it" in good[5]
+    assert bad[:3] == ("mixture: copy paste", "25 %", "2 %") and "worse with more" in bad[5]
+    assert "what the others left" in rest[5]
+
+
+def test_no_evidence_is_said(tmp_path):
+    still = {**_RECORD, "after": _RECORD["before"]}
+    table = decisions.decision_table([_run(tmp_path, still)])
+    assert all("no evidence" in row[-1] for row in table.rows)
+
+
+def test_other_strategies_have_no_t(tmp_path):
+    chosen = {**_RECORD, "strategy": "choice", "rounds": [{"losses": [1.0]}]}
+    table = decisions.decision_table([_run(tmp_path, chosen)])
+    assert all(row[4:6] == ("", "") and "cross-validation" in row[6] for row in table.rows)
+
+
+def test_a_search_that_still_runs_is_left_out(tmp_path):
+    running = {"trials": [{"loss": 1.0}]}
+    assert not decisions.decision_table([_run(tmp_path, running)]).rows

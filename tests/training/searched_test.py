@@ -1,0 +1,99 @@
+"""Methods that search first: their trials, and the training with what was found."""
+
+import contextlib
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import demo
+from fewshotseg import errors
+from fewshotseg.models import factory
+from fewshotseg.training import build, config_check, search, train
+
+
+def _config(**fields):
+    config = demo.get_config("runlocal,method=mixture_chosen")
+    config.cross_fit.num_folds = 4
+    with config.unlocked():
+        config.update(fields)
+    return config
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return build.build(_config())
+
+
+def test_a_search_is_over_all_labelled_cases_and_says_what_it_moves(experiment):
+    problem = experiment.search("mixture_chosen")
+    assert problem.num_folds == 4 and problem.num_starts == 1
+    np.testing.assert_array_equal(problem.theta["mixture"], np.zeros(4))
+    shares = problem.describe(problem.theta)["mixture"]
+    assert shares == dict.fromkeys(("augmented", "copy_paste", "cutmix", "colour_transfer"), 0.25)
+    assert experiment.search_fields["num_steps"] == 20  # those of the training
+    assert search.most_trials("choice", experiment.search_fields) == 5 * 4
+
+
+def test_the_training_keeps_the_theta_that_was_found(experiment):
+    found = {"mixture": np.array([2.0, -2.0, 0.0, 1.0], np.float32)}
+    stage = experiment.training("mixture_chosen", found)
+    state = stage.init(None)
+    np.testing.assert_array_equal(state.theta["mixture"], found["mixture"])
+    shares = np.asarray(stage.use(state.theta)["mixture"])
+    logits = 4 * np.tanh(found["mixture"] / 4)
+    np.testing.assert_allclose(shares, np.exp(logits) / np.exp(logits).sum(), rtol=1e-6)
+    assert all(stage.kind(step) == "inner step" for step in range(20))
+
+
+def test_a_search_is_on_the_disk_and_shown(tmp_path):
+    asked = []
+
+    def create(name, report):
+        def run(theta, fold, start, differentiate):
+            report(fold, start, 0)
+            report(fold, start, 7)
+            asked.append((fold, start))
+            return search.Trial(float(np.sum((theta["mixture"] - 12.0) ** 2)), None)
+
+        return search.Problem({"mixture": np.zeros(2, np.float32)}, 2, 1, run)
+
+    method = types.SimpleNamespace(search="choice")
+    fields = {"num_steps": 7, "num_folds": 2, "num_starts": 1, "num_components": 2, "level": 0.1}
+    fields |= {"num_rounds": 1, "num_candidates": 1}
+    made = types.SimpleNamespace(methods={"m": method}, search=create, search_fields=fields, seed=0)
+    with contextlib.redirect_stderr(None):
+        theta = train.search_theta(made, "m", tmp_path)
+    assert len(asked) == 6 and search.num_done(tmp_path / "search.json") == 6
+    again = train.search_theta(made, "m", tmp_path)
+    assert len(asked) == 6
+    np.testing.assert_array_equal(theta["mixture"], again["mixture"])
+
+
+def test_a_generator_that_has_seen_all_cases_is_refused():
+    config = _config()
+    config.pairs.sources = ("augmented", "generator")
+    with pytest.raises(errors.InputError, match="pairs.sources.*leave out 'generator'"):
+        config_check.check_config(config)
+
+
+def test_variables_that_make_no_difference_are_refused():
+    config = _config()
+    config.cross_fit.variables = ("architecture",)
+    with pytest.raises(errors.InputError, match="cross_fit.variables.*'mixture'"):
+        config_check.check_config(config)
+
+
+def test_a_network_without_its_frozen_parts_computes_the_same():
+    net = factory.Network(
+        init=lambda key: {"a": jnp.full(2, 3.0), "b": jax.random.normal(key, (2,))},
+        apply=lambda params, x: params["a"] * x + params["b"],
+        rates={"a": 0.0},
+    )
+    params = net.init(jax.random.key(0))
+    rest = factory.without_frozen(net, params)
+    assert set(rest.init(jax.random.key(0))) == {"b"} and not rest.rates
+    left = {"b": params["b"]}
+    np.testing.assert_array_equal(rest.apply(left, 2.0), net.apply(params, 2.0))
