@@ -1,6 +1,5 @@
 """Methods that search first: their trials, and the training with what was found."""
 
-import contextlib
 import types
 
 import jax
@@ -64,8 +63,7 @@ def test_a_search_is_on_the_disk_and_shown(tmp_path):
     fields = {"num_steps": 7, "num_folds": 2, "num_starts": 1, "num_components": 2, "level": 0.1}
     fields |= {"num_rounds": 1, "num_candidates": 1}
     made = types.SimpleNamespace(methods={"m": method}, search=create, search_fields=fields, seed=0)
-    with contextlib.redirect_stderr(None):
-        theta = train.search_theta(made, "m", tmp_path)
+    theta = train.search_theta(made, "m", tmp_path)
     assert len(asked) == 6 and search.num_done(tmp_path / "search.json") == 6
     again = train.search_theta(made, "m", tmp_path)
     assert len(asked) == 6
