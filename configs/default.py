@@ -217,7 +217,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.cross_fit.num_folds = 5
     config.cross_fit.num_starts = 1  # trainings per fold, from other weights
     config.cross_fit.num_steps = 0  # of one; 0 for train.num_steps
-    config.cross_fit.frozen_encoder = True  # a pretrained encoder stays as it is meanwhile
+    # The segmenter of the search is a cheaper one: a pretrained encoder stays as it is, and all else has
+    # so many of the channels.
+    config.cross_fit.frozen_encoder = True
+    config.cross_fit.width = 0.25
     config.cross_fit.num_rounds = 2  # at most so many steps of theta, by the hypergradient
     config.cross_fit.rate = 2.0  # length of the first, for logits of a mixture
     config.cross_fit.level = 0.1  # p value (Holm) below which an outer variable moves

@@ -314,6 +314,19 @@ def search_fields(config) -> dict[str, Any]:
     return {**fields, "num_steps": num_steps, "num_components": num_components}
 
 
+def _make_cheaper(segmenter, width, frozen_encoder):
+    """Changes the block of the configuration to that of the segmenter that searches."""
+
+    def narrow(channels):  # a multiple of what group normalisation wants
+        return max(8, 4 * round(width * channels / 4))
+
+    segmenter.unet.width = min(segmenter.unet.width, narrow(segmenter.unet.width))
+    encoder = segmenter.efficient_unet
+    encoder.widths = tuple(min(channels, narrow(channels)) for channels in encoder.widths)
+    if frozen_encoder:
+        encoder.trained = "frozen"
+
+
 def create_search(
     config,
     data: cases.Data,
@@ -327,8 +340,7 @@ def create_search(
     with config.unlocked():
         config.train.num_steps = fields["num_steps"]
         config.outer.gradient = "reverse"  # the others bar forward mode
-        if fields["frozen_encoder"]:
-            config.segmenter.efficient_unet.trained = "frozen"
+        _make_cheaper(config.segmenter, fields["width"], fields["frozen_encoder"])
     networks = create_networks(config, spec)
     given = networks["segmenter"].init(stages.step_key(config.seed, "init", 2))
     networks["segmenter"] = factory.without_frozen(networks["segmenter"], given)

@@ -36,6 +36,14 @@ def test_a_search_is_over_all_labelled_cases_and_says_what_it_moves(experiment):
     assert search.most_trials("choice", experiment.search_fields) == 5 * 4
 
 
+def test_the_segmenter_of_a_search_is_a_cheaper_one():
+    config = _config()
+    build._make_cheaper(config.segmenter, 0.25, True)
+    assert config.segmenter.efficient_unet.widths == (32, 24, 16, 8, 8)
+    assert config.segmenter.efficient_unet.trained == "frozen"
+    assert config.segmenter.unet.width == 4  # that of the toy experiment is less than 8 already
+
+
 def test_the_training_keeps_the_theta_that_was_found(experiment):
     found = {"mixture": np.array([2.0, -2.0, 0.0, 1.0], np.float32)}
     stage = experiment.training("mixture_chosen", found)
