@@ -220,7 +220,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # The segmenter of the search is a cheaper one: a pretrained encoder stays as it is, and all else has
     # so many of the channels.
     config.cross_fit.frozen_encoder = True
-    config.cross_fit.width = 0.25
+    config.cross_fit.width_share = 0.25
     config.cross_fit.num_rounds = 2  # at most so many steps of theta, by the hypergradient
     config.cross_fit.rate = 2.0  # length of the first, for logits of a mixture
     config.cross_fit.level = 0.1  # p value (Holm) below which an outer variable moves

@@ -340,7 +340,7 @@ def create_search(
     with config.unlocked():
         config.train.num_steps = fields["num_steps"]
         config.outer.gradient = "reverse"  # the others bar forward mode
-        _make_cheaper(config.segmenter, fields["width"], fields["frozen_encoder"])
+        _make_cheaper(config.segmenter, fields["width_share"], fields["frozen_encoder"])
     networks = create_networks(config, spec)
     given = networks["segmenter"].init(stages.step_key(config.seed, "init", 2))
     networks["segmenter"] = factory.without_frozen(networks["segmenter"], given)
