@@ -175,8 +175,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.outer_optim.b1 = 0.5
 
     config.outer = ConfigDict()  # methods end2end and mixture_learned: the hypergradient
-    # Some of 'architecture', 'synthetic_weight', 'mixture' (of the sources of pairs), bounded; each moves
-    # with the methods that it makes a difference to.
+    # Some of 'architecture', 'synthetic_weight', 'mixture' (of the sources of pairs), 'blend_width' (of
+    # copy_paste), 'colour_gain', 'colour_shift' (of all synthetic images), bounded; each moves with the
+    # methods that it makes a difference to.
     config.outer.variables = ("architecture", "mixture")
     # 'unrolled' (exact) | 'truncated' | 'one_step' | 'forward_mode' (exact; long K, few outer variables) |
     # 'identity' | 'neumann' | 'conjugate_gradient' | 'sama' | 'evolution_strategies'; compare them with

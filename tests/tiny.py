@@ -123,17 +123,21 @@ def _make(
     def player():
         return optimizers.create_optimizer(optimizer, learning_rate, 100, differentiable=True)
 
-    settings = {"architecture": {}, "synthetic_weight": synthetic_weight}
+    sources = sources if draws else ()
+    settings, fields = pair_sources.divide(sources, fields or {})
+    settings |= {"synthetic_weight": synthetic_weight}
+    starts = {name: OUTER_VARIABLES[name].init(None, s) for name, s in settings.items()}
+    settings |= {"architecture": {}, "colour_gain": CHANNELS, "colour_shift": CHANNELS}
 
     def use_all(theta):
-        values = {"synthetic_weight": jnp.zeros(()), **theta}
-        return {n: OUTER_VARIABLES[n].use(v, settings[n]) for n, v in values.items()}
+        values = {**starts, **theta}
+        return {n: OUTER_VARIABLES[n].use(values[n], s) for n, s in settings.items() if n in values}
 
     use = use or use_all
     family = gan.family(networks, player(), use, l1_weight=l1_weight)
     segment = networks["segmenter"]
     tools = pair_sources.Tools(family.draw, use)
-    sources = pair_sources.create(sources if draws else (), tools, fields or {})
+    sources = pair_sources.create(sources, tools, fields)
     segmenter_player = segmenter.player(
         segment, jitter, player(), sources=sources, use=use, average_decay=average_decay
     )

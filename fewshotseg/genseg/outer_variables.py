@@ -51,12 +51,14 @@ def _strongest_candidate(logits):
     return jax.tree.map(one_hot, logits)
 
 
-MOST_LOGIT = 4.0
+def _within(x, limit):
+    """Between -limit and limit, and `x` near 0."""
+    return limit * jnp.tanh(x / limit)
 
 
-def _bounded_softmax(logits, sources):
-    del sources
-    return jax.nn.softmax(MOST_LOGIT * jnp.tanh(logits / MOST_LOGIT))
+def _zeros(key, size):
+    del key
+    return jnp.zeros(size, jnp.float32)
 
 
 OUTER_VARIABLES = {
@@ -70,8 +72,18 @@ OUTER_VARIABLES = {
     # Weights of the sources of synthetic pairs, equal at the start: the softmax of logits [S] that stay
     # within +-4, so that no source is ever lost. Setting: the names of the sources.
     "mixture": OuterVariable(
-        lambda key, sources: jnp.zeros(len(sources), jnp.float32), _bounded_softmax
+        lambda key, sources: _zeros(key, len(sources)),
+        lambda x, sources: jax.nn.softmax(_within(x, 4.0)),
     ),
+    # Of the feathered edge of what is pasted, in pixels: starts at the setting, and stays between a quarter
+    # and four times that.
+    "blend_width": OuterVariable(
+        lambda key, width: jnp.float32(0.0), lambda x, width: width * 4.0 ** jnp.tanh(x)
+    ),
+    # A factor [C] between 1/2 and 2 and a shift [C] within +-0.5 of the colours of synthetic images, for
+    # images to come from another camera; none at the start. Setting: C, the number of channels.
+    "colour_gain": OuterVariable(_zeros, lambda x, channels: 2.0 ** jnp.tanh(x)),
+    "colour_shift": OuterVariable(_zeros, lambda x, channels: _within(x, 0.5)),
 }
 
 

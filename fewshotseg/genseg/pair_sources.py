@@ -16,6 +16,7 @@ from fewshotseg.genseg import losses
 from fewshotseg.types import Batch
 
 NO_CASE = -1  # in provenance
+COLOURS = ("colour_gain", "colour_shift")  # outer variables that make a difference to every source
 
 
 class Pairs(NamedTuple):
@@ -52,7 +53,8 @@ class PairSource:
     """One source.
 
     Attributes:
-      create: `(tools, **fields) -> make`, the fields being those of its block in `config.pairs`;
+      create: `(tools, **fields) -> make`, the fields being those of its block in `config.pairs` (one
+        that has the name of an outer variable is its setting, and the source asks `tools.use`);
         `make(state, theta, batch, keys [B]) -> Pairs` of a batch with 'synthetic_mask',
         'synthetic_case' and, as asked for below, more: see `data/batches.py: draw_batch`.
       images: whether it looks at 'synthetic_image', the image of the mask.
@@ -89,18 +91,18 @@ def _augmented(tools: Tools):
     return make
 
 
-def _copy_paste(tools: Tools, *, blend_width: float):
+def _copy_paste(tools: Tools):
     """The objects of the donor in the host (Ghiasi et al., CVPR 2021), with a feathered edge.
 
-    The donor's share of a pixel is its foreground under a Gaussian of `blend_width` pixels; the label
-    is the donor's where it has one, and the host's elsewhere.
+    The donor's share of a pixel is its foreground under a Gaussian, whose deviation in pixels is the outer
+    variable 'blend_width'; the label is the donor's where it has one, and the host's elsewhere.
     """
-    del tools
 
     def make(state, theta, batch, keys):
-        del state, theta, keys
+        del state, keys
         mask, donor_mask = batch["synthetic_mask"], batch["donor_mask"]
-        share = feather(donor_mask > 0, blend_width, batch["synthetic_image"].dtype)[..., None]
+        width = tools.use(theta)["blend_width"]
+        share = feather(donor_mask > 0, width, batch["synthetic_image"].dtype)[..., None]
         images = batch["synthetic_image"] + share * (
             batch["donor_image"] - batch["synthetic_image"]
         )
@@ -152,7 +154,7 @@ def _colour_transfer(tools: Tools, *, strength: float):
 
 PAIR_SOURCES: Mapping[str, PairSource] = {
     "augmented": PairSource(_augmented),
-    "copy_paste": PairSource(_copy_paste, donors=True),
+    "copy_paste": PairSource(_copy_paste, donors=True, variables=("blend_width",)),
     "cutmix": PairSource(_cutmix, donors=True),
     "colour_transfer": PairSource(_colour_transfer, donors=True),
     "generator": PairSource(_generator, images=False, variables=("architecture",)),
@@ -182,8 +184,23 @@ def looks_at(names: Sequence[str], part: str) -> bool:
 
 def variables(names: Sequence[str]) -> frozenset[str]:
     """The outer variables that make a difference to a segmenter trained on pairs of these sources."""
-    common = (("synthetic_weight",) if names else ()) + (("mixture",) if len(names) > 1 else ())
+    common = (("synthetic_weight", *COLOURS) if names else ()) + (
+        ("mixture",) if len(names) > 1 else ()
+    )
     return frozenset(common).union(*(PAIR_SOURCES[name].variables for name in names))
+
+
+def divide(
+    names: Sequence[str], blocks: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The fields of the sources: what they set of outer variables, and by source, what remains."""
+    settings, fields = {"mixture": tuple(names)} if names else {}, {}
+    for name in names:
+        fields[name] = dict(blocks.get(name, {}))
+        for variable in PAIR_SOURCES[name].variables:
+            if variable in fields[name]:
+                settings[variable] = fields[name].pop(variable)
+    return settings, fields
 
 
 def make_pairs(sources: Mapping[str, Callable], state, theta, batch: Batch, keys) -> Pairs:
@@ -212,6 +229,12 @@ def make_pairs(sources: Mapping[str, Callable], state, theta, batch: Batch, keys
         provenance = jnp.pad(pairs.provenance, ((0, 0), (0, width)), constant_values=NO_CASE)
         made.append(pairs._replace(provenance=provenance))
     return jax.tree.map(lambda *xs: jnp.stack(xs, 1).reshape(-1, *xs[0].shape[1:]), *made)
+
+
+def recolour(images: jax.Array, used: Mapping[str, jax.Array]) -> jax.Array:
+    """Images `[B, *spatial, C]` times 'colour_gain', plus 'colour_shift', as far as they are in use."""
+    images = images * used["colour_gain"] if "colour_gain" in used else images
+    return images + used["colour_shift"] if "colour_shift" in used else images
 
 
 def feather(inside: jax.Array, width: jax.Array | float, dtype) -> jax.Array:

@@ -15,12 +15,18 @@ SYNTHETIC_NOISE, SYNTHETIC_JITTER, REAL_JITTER, REAL_DROPOUT, SYNTHETIC_DROPOUT 
 
 
 def synthesize(
-    sources: Mapping[str, Callable], jitter: Callable, state: levels.State, theta, batch: Batch
+    sources: Mapping[str, Callable],
+    jitter: Callable,
+    use: Callable,
+    state: levels.State,
+    theta,
+    batch: Batch,
 ) -> pair_sources.Pairs:
-    """The synthetic pairs of a batch, in its order; their images jittered and differentiable."""
+    """The synthetic pairs of a batch, in its order; their images recoloured, jittered, differentiable."""
     keys = levels.example_keys(batch, SYNTHETIC_NOISE)
     pairs = pair_sources.make_pairs(sources, state, theta, batch, keys)
-    return pairs._replace(images=jitter(pairs.images, levels.example_keys(batch, SYNTHETIC_JITTER)))
+    images = pair_sources.recolour(pairs.images, use(theta))
+    return pairs._replace(images=jitter(images, levels.example_keys(batch, SYNTHETIC_JITTER)))
 
 
 def player(
@@ -45,7 +51,7 @@ def player(
       optimizer: of its weights.
       sources: of synthetic pairs, name -> `make` (`pair_sources.create`); none: real images only.
       use: theta -> the outer variables in use; 'synthetic_weight' is gamma, 'mixture' `[S]` is w, which
-        one source alone does without.
+        one source alone does without, and 'colour_gain' and 'colour_shift' need not be there.
       overlap: 'dice' or 'jaccard'.
       average_decay: of the average of the weights that is evaluated.
     """
@@ -58,7 +64,7 @@ def player(
         }
         if not sources:
             return {}, data
-        pairs = synthesize(sources, jitter, state, theta, batch)
+        pairs = synthesize(sources, jitter, use, state, theta, batch)
         chex.assert_equal_shape_suffix((pairs.images, batch["image"]), pairs.images.ndim - 1)
         data["masks"] = jnp.concatenate([data["masks"], pairs.masks])
         dropout = levels.example_keys(batch, SYNTHETIC_DROPOUT)

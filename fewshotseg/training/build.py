@@ -175,9 +175,11 @@ def create_parts(
     moving = moving_variables(config, method) if stage == "train" else ()
     if method.search:
         moving = tuple(config.cross_fit.variables)
-    settings = {"synthetic_weight": config.loss.synthetic_weight}
-    if method.sources:
-        settings["mixture"] = method.sources
+    blocks = {name: config.pairs[name].to_dict() for name in method.sources if name in config.pairs}
+    settings, fields_of = pair_sources.divide(method.sources, blocks)
+    settings["synthetic_weight"] = config.loss.synthetic_weight
+    # Those that start as no change at all are not in use where they do not move.
+    settings |= {name: spec.channels for name in pair_sources.COLOURS if name in moving}
     settings["architecture"] = next((n.mixing for n in networks.values() if n.mixing), {})
     theta, use = outer_variables.create(settings, moving, stages.step_key(config.seed, "init", 0))
 
@@ -202,11 +204,8 @@ def create_parts(
     intensity = augment.Intensity(**config.augment.intensity.to_dict())
     jitter = functools.partial(augment.jitter, strength=intensity)
     segment = networks["segmenter"].apply
-    sources = pair_sources.create(
-        method.sources,
-        pair_sources.Tools(family.draw, use, spec.num_classes),
-        {name: config.pairs[name].to_dict() for name in method.sources if name in config.pairs},
-    )
+    tools = pair_sources.Tools(family.draw, use, spec.num_classes)
+    sources = pair_sources.create(method.sources, tools, fields_of)
     player = segmenter.player(
         segment,
         jitter if method.augments else lambda images, keys: images,

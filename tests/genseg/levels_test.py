@@ -405,7 +405,7 @@ def test_synthetic_images_are_drawn_from_their_own_masks():
 
     def draw(batch):
         return segmenter.synthesize(
-            method.sources, method.jitter, chain.inner, chain.theta, batch
+            method.sources, method.jitter, method.use, chain.inner, chain.theta, batch
         ).images
 
     images = draw(batch)

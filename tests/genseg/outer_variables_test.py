@@ -12,7 +12,12 @@ SETTINGS = {
     "architecture": {"encoder": (200, 3), "decoder": (200, 3)},
     "synthetic_weight": 0.75,
     "mixture": ("augmented", "cutmix", "generator"),
+    "blend_width": 1.5,
+    "colour_gain": 3,
+    "colour_shift": 3,
 }
+LOWEST = {"colour_shift": -0.5}
+HIGHEST = {"blend_width": 6.0, "colour_gain": 2.0}
 
 
 def test_theta_holds_what_moves_and_the_rest_stays_as_it_started():
@@ -59,7 +64,17 @@ def test_no_value_of_theta_is_used_beyond_its_bound(name):
     for factor in (-1e6, 1e6):
         far = jax.tree.map(lambda x, f=factor: x + f * jnp.arange(x.size).reshape(x.shape), theta)
         for leaf in jax.tree.leaves(use(far)[name]):
-            assert np.isfinite(leaf).all() and np.min(leaf) >= 0 and np.max(leaf) <= 1.5
+            assert np.isfinite(leaf).all()
+            assert np.min(leaf) >= LOWEST.get(name, 0.0) and np.max(leaf) <= HIGHEST.get(name, 1.5)
+
+
+def test_what_can_be_left_out_starts_as_no_change():
+    theta, use = outer_variables.create(
+        SETTINGS, ("blend_width", "colour_gain", "colour_shift"), jax.random.key(0)
+    )
+    assert use(theta)["blend_width"] == 1.5
+    np.testing.assert_array_equal(use(theta)["colour_gain"], [1.0] * 3)
+    np.testing.assert_array_equal(use(theta)["colour_shift"], [0.0] * 3)
 
 
 def test_the_mixture_starts_equal_and_loses_no_source():

@@ -134,9 +134,9 @@ def _pair_section(run, pictures):
             caption = f"{name}, step {_step_of(samples[-1])}"
             shown.append(pictures.found(samples[-1], caption))
     frozen = [m for m in frozen if m in run.logs]
-    note = "The latest samples."
+    note = "The latest samples of every source of pairs."
     if frozen:
-        note += f" {', '.join(frozen)}: the pre-trained generator, frozen."
+        note += f" {', '.join(frozen)}: the pre-trained one, frozen."
     return _section("Real and synthetic images", shown, note, "samples")
 
 
