@@ -167,7 +167,7 @@ def predict(config, flags) -> None:
 
     if not flags.input or not flags.output:
         raise errors.InputError("predict needs --input=FILE|DIR and --output=DIR.")
-    predictor = trained.load_predictor(flags.workdir, config.predict.method)
+    predictor = trained.load_ensemble(flags.workdir.split(","), config.predict.method)
     print(f"Model: {predictor.source}")
     rows = predict_lib.predict_files(
         predictor,
@@ -182,6 +182,20 @@ def predict(config, flags) -> None:
             f"{len(failed)} of {len(rows)} files could not be read ({', '.join(failed[:3])}): the "
             f"reasons are in {pathlib.Path(flags.output, 'areas.csv')}; all others are done."
         )
+
+
+def export(config, flags) -> None:
+    from fewshotseg.results import export as export_lib
+    from fewshotseg.results import predictor as trained
+
+    if not flags.output:
+        raise errors.InputError("export needs --output=DIR.")
+    workdirs = flags.workdir.split(",")
+    predictor = trained.load_ensemble(workdirs, config.predict.method)
+    print(f"Model: {predictor.source}")
+    about = export_lib.about_runs(predictor, workdirs)
+    folder = export_lib.export_model(predictor, flags.output, about)
+    print(f"Exported: {folder}; try python {folder / 'predict_standalone.py'} PICTURE")
 
 
 def report(config, flags) -> None:
@@ -246,6 +260,7 @@ COMMANDS = {
     "prepare": prepare,
     "evaluate": evaluate,
     "predict": predict,
+    "export": export,
     "report": report,
     "hypergradient": hypergradient,
 }

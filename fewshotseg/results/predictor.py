@@ -32,6 +32,9 @@ class Predictor:
       class_names: the foreground classes, with ids 1, 2, ...
       threshold: probability from which a pixel is foreground; only for K = 1.
       source: where the weights came from, for people to read.
+      temperature: what the logits are divided by, see `calibration.py`.
+      network: `predict_probabilities` as a function that JAX can trace, with the weights inside of
+        it; None where there is no such function.
     """
 
     predict_probabilities: PredictProbabilities
@@ -40,6 +43,8 @@ class Predictor:
     class_names: tuple[str, ...]
     threshold: float
     source: str
+    temperature: float = 1.0
+    network: Callable[[jax.Array], jax.Array] | None = None
 
 
 def load_predictor(folder: str | pathlib.Path, method: str = "") -> Predictor:
@@ -68,6 +73,39 @@ def load_predictor(folder: str | pathlib.Path, method: str = "") -> Predictor:
     weights, origin = trained_weights(root / method)
     return create_predictor(
         config, weights, run_folder.read_class_names(root), f"{method} of {root} ({why}), {origin}"
+    )
+
+
+def load_ensemble(folders: Sequence[str | pathlib.Path], method: str = "") -> Predictor:
+    """The mean of the probabilities of several runs, such as the seeds of one experiment.
+
+    Args:
+      folders: as for `load_predictor`; of one, its model.
+      method: likewise, of every run.
+
+    Raises:
+      InputError: as for `load_predictor`, or the runs differ in classes, threshold, or what their
+        networks take.
+    """
+    members = [load_predictor(folder, method) for folder in folders]
+    first = members[0]
+    for member, folder in zip(members, folders, strict=True):
+        for field in ("class_names", "image_size", "channels", "threshold"):
+            ours, theirs = getattr(first, field), getattr(member, field)
+            if ours != theirs:
+                raise InputError(
+                    f"{folder} and {folders[0]} differ in {field} ({theirs} and {ours}): only runs that "
+                    "agree in it can be averaged."
+                )
+    if len(members) == 1:
+        return first
+    return dataclasses.replace(
+        first,
+        predict_probabilities=lambda images: np.mean(
+            [member.predict_probabilities(images) for member in members], axis=0
+        ),
+        source="the mean of " + "; ".join(member.source for member in members),
+        network=lambda images: sum(m.network(images) for m in members) / len(members),
     )
 
 
@@ -105,26 +143,24 @@ def create_predictor(
       class_names: the foreground classes.
       source: see `Predictor`.
     """
-    segment = create_segment(config, len(class_names) + 1)
+    apply = create_network(config, len(class_names) + 1).apply
     return Predictor(
-        predict_probabilities=functools.partial(segment, weights),
+        predict_probabilities=functools.partial(compile_segmenter(apply), weights),
         image_size=config["data"]["image_size"],
         channels=config["data"]["channels"],
         class_names=tuple(class_names),
         threshold=config["evaluate"]["threshold"],
         source=source,
+        network=lambda images: _probabilities(apply(weights, images, None)),
     )
 
 
-def create_segment(
-    config: Mapping[str, Any], num_classes: int
-) -> Callable[[Any, np.ndarray], np.ndarray]:
-    """`(params, images) -> probabilities` of the segmenter of a configuration, compiled."""
+def create_network(config: Mapping[str, Any], num_classes: int) -> factory.Network:
+    """The segmenter of a configuration."""
     size = canvas.as_size(config["data"]["image_size"])
     spec = factory.Spec(num_classes, size, config["data"]["channels"])
     name = config["segmenter"]["name"]
-    network = factory.create_segmenter(name, config["segmenter"][name], spec)
-    return compile_segmenter(network.apply)
+    return factory.create_segmenter(name, config["segmenter"][name], spec)
 
 
 def compile_segmenter(apply: Callable) -> Callable[[Any, np.ndarray], np.ndarray]:
@@ -136,10 +172,13 @@ def compile_segmenter(apply: Callable) -> Callable[[Any, np.ndarray], np.ndarray
 
     @jax.jit
     def probabilities(params, images):
-        logits = apply(params, images, None)
-        return jax.nn.sigmoid(logits) if logits.shape[-1] == 1 else jax.nn.softmax(logits)
+        return _probabilities(apply(params, images, None))
 
     return lambda params, images: np.asarray(probabilities(params, images))
+
+
+def _probabilities(logits: jax.Array) -> jax.Array:
+    return jax.nn.sigmoid(logits) if logits.shape[-1] == 1 else jax.nn.softmax(logits)
 
 
 def segment_images(

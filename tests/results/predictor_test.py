@@ -88,6 +88,23 @@ def test_probabilities_are_those_of_the_network(run, segmenter):
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-np.asarray(logits))), atol=1e-5)
 
 
+def test_several_runs_are_averaged(run, segmenter, tmp_path):
+    images = np.random.default_rng(1).uniform(-1, 1, (1, 32, 32, 3)).astype(np.float32)
+    members = [predictors.load_predictor(run / method) for method in TRAINED[:2]]
+    mean = predictors.load_ensemble([run / method for method in TRAINED[:2]])
+    wanted = sum(member.predict_probabilities(images) for member in members) / 2
+    np.testing.assert_allclose(mean.predict_probabilities(images), wanted, atol=1e-6)
+    np.testing.assert_allclose(mean.network(images), wanted, atol=1e-6)
+    assert "mean of real_only of" in mean.source and "; joint of" in mean.source
+    config = json.loads((run / "config.json").read_text())
+    config["evaluate"]["threshold"] = 0.3
+    files.write_json(tmp_path / "config.json", config)
+    files.write_json(tmp_path / "classes.json", ["lesion"])
+    (tmp_path / "joint").symlink_to(run / "joint")
+    with pytest.raises(InputError, match=r"differ in threshold \(0.3 and 0.5\)"):
+        predictors.load_ensemble([run, tmp_path])
+
+
 def test_folders_without_a_model(run, tmp_path):
     with pytest.raises(InputError, match="not the folder of a run"):
         predictors.load_predictor(tmp_path)
