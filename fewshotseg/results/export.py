@@ -26,7 +26,6 @@ from fewshotseg.results.predictor import Predictor, create_network
 from fewshotseg.runs import folder as run_folder
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-LUMA = (0.299, 0.587, 0.114)  # as `canvas.to_network_image`
 _SCRIPT = pathlib.Path(__file__).with_name("predict_standalone.py")
 
 
@@ -57,8 +56,12 @@ def export_model(
     names = ["model.stablehlo"]
     files.write_bytes(output_dir / names[0], stablehlo(predictor))
     if importlib.util.find_spec("onnx"):
-        pass
+        from fewshotseg.results import onnx_export  # slow to import
+
+        names.append("model.onnx")
+        files.write_bytes(output_dir / names[-1], onnx_export.onnx_file(predictor))
     else:
+        (output_dir / "model.onnx").unlink(missing_ok=True)
         log("No model.onnx: pip install 'fewshotseg[onnx]' and export again, if you need it.")
     files.write_bytes(output_dir / _SCRIPT.name, _SCRIPT.read_bytes())
     files.write_json(output_dir / "model.json", {**interface(predictor), "files": names, **about})
@@ -87,7 +90,7 @@ def any_size(predictor: Predictor) -> Callable[[jax.Array], jax.Array]:
     def segment(image):
         pixels = image.astype(jnp.float32)
         if predictor.channels == 1:
-            pixels = pixels @ jnp.asarray(LUMA, jnp.float32)[:, None]
+            pixels = pixels @ canvas.LUMA[:, None]
         squashed = _resize(pixels, size)
         inputs = jnp.clip(squashed / 127.5 - 1.0, -1.0, 1.0)[None]
         return jnp.clip(_resize(predictor.network(inputs)[0], image.shape[:2]), 0.0, 1.0)

@@ -8,12 +8,13 @@ import sys
 
 import jax
 import numpy as np
+import onnxruntime
 import pytest
 from jax import export as jax_export
 from PIL import Image
 
 from fewshotseg.errors import InputError
-from fewshotseg.results import export
+from fewshotseg.results import export, onnx_export
 from fewshotseg.results.predictor import (
     create_network,
     create_predictor,
@@ -74,10 +75,22 @@ def test_stablehlo_predicts_as_the_model(predictor, tmp_path):
         np.testing.assert_allclose(call(np.repeat(grey, 3, -1)), wanted, atol=1e-4)
 
 
-def test_the_folder_predicts_by_itself(predictor, tmp_path):
+def test_onnx_predicts_as_the_model(predictor):
+    session = onnxruntime.InferenceSession(onnx_export.onnx_file(predictor))
+    for image in _pictures():
+        (wanted,) = probabilities_of(predictor, [image], ["a"], 1)
+        (found,) = session.run(None, {"image": image})
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("runs_on", ["onnx", "stablehlo"])
+def test_the_folder_predicts_by_itself(predictor, runs_on, tmp_path, monkeypatch):
     """In another process, from another folder, without this package."""
     lines = []
+    if runs_on == "stablehlo":
+        monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     folder = export.export_model(predictor, tmp_path / "out", {"model": "ours"}, lines.append)
+    assert (folder / "model.onnx").exists() == (not lines) == (runs_on == "onnx")
     about = json.loads((folder / "model.json").read_text())
     assert about["class_names"] == list(predictor.class_names) and about["threshold"] == 0.4
     assert set(about["files"]) == {p.name for p in folder.iterdir() if "model." in p.name} - {
