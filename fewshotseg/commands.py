@@ -163,18 +163,17 @@ def _require_run(flags):
 
 def predict(config, flags) -> None:
     from fewshotseg.results import predict_files as predict_lib
-    from fewshotseg.results import predictor as trained
 
     if not flags.input or not flags.output:
         raise errors.InputError("predict needs --input=FILE|DIR and --output=DIR.")
-    predictor = trained.load_ensemble(flags.workdir.split(","), config.predict.method)
-    print(f"Model: {predictor.source}")
+    predictor = _load_predictor(config, flags)
     rows = predict_lib.predict_files(
         predictor,
         flags.input,
         flags.output,
         batch_size=config.evaluate.batch_size,
         overlays=config.predict.overlays,
+        probabilities=config.predict.probabilities,
     )
     failed = [row["file"] for row in rows if row["error"]]
     if failed:
@@ -184,16 +183,24 @@ def predict(config, flags) -> None:
         )
 
 
+def _load_predictor(config, flags):
+    """The model of a run, or the mean of several."""
+    from fewshotseg.results import predictor as trained
+
+    predictor = trained.load_ensemble(flags.workdir.split(","), config.predict.method)
+    if config.predict.flips:
+        predictor = trained.with_flips(predictor)
+    print(f"Model: {predictor.source}", flush=True)
+    return predictor
+
+
 def export(config, flags) -> None:
     from fewshotseg.results import export as export_lib
-    from fewshotseg.results import predictor as trained
 
     if not flags.output:
         raise errors.InputError("export needs --output=DIR.")
-    workdirs = flags.workdir.split(",")
-    predictor = trained.load_ensemble(workdirs, config.predict.method)
-    print(f"Model: {predictor.source}")
-    about = export_lib.about_runs(predictor, workdirs)
+    predictor = _load_predictor(config, flags)
+    about = export_lib.about_runs(predictor, flags.workdir.split(","))
     folder = export_lib.export_model(predictor, flags.output, about)
     print(f"Exported: {folder}; try python {folder / 'predict_standalone.py'} PICTURE")
 

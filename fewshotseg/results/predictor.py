@@ -13,6 +13,7 @@ from fewshotseg.data import canvas
 from fewshotseg.errors import InputError
 from fewshotseg.methods import METHODS
 from fewshotseg.models import factory
+from fewshotseg.results import calibration
 from fewshotseg.results.choice import predicting_method
 from fewshotseg.runs import checkpoint
 from fewshotseg.runs import folder as run_folder
@@ -32,7 +33,7 @@ class Predictor:
       class_names: the foreground classes, with ids 1, 2, ...
       threshold: probability from which a pixel is foreground; only for K = 1.
       source: where the weights came from, for people to read.
-      temperature: what the logits are divided by, see `calibration.py`.
+      temperature: what the logits are divided by before they become probabilities, see `calibration.py`.
       network: `predict_probabilities` as a function that JAX can trace, with the weights inside of
         it; None where there is no such function.
     """
@@ -70,10 +71,9 @@ def load_predictor(folder: str | pathlib.Path, method: str = "") -> Predictor:
         raise InputError(f"{folder} is not the folder of {method}: give --workdir={root}.")
     else:
         method, why = folder.name, "its folder is the --workdir"
-    weights, origin = trained_weights(root / method)
-    return create_predictor(
-        config, weights, run_folder.read_class_names(root), f"{method} of {root} ({why}), {origin}"
-    )
+    weights, origin, temperature = trained_weights(root / method)
+    source = f"{method} of {root} ({why}), {origin}"
+    return create_predictor(config, weights, run_folder.read_class_names(root), source, temperature)
 
 
 def load_ensemble(folders: Sequence[str | pathlib.Path], method: str = "") -> Predictor:
@@ -109,14 +109,40 @@ def load_ensemble(folders: Sequence[str | pathlib.Path], method: str = "") -> Pr
     )
 
 
-def trained_weights(folder: pathlib.Path) -> tuple[Any, str]:
-    """The weights that predict, of the checkpoints of one method, and what they are.
+def with_flips(predictor: Predictor) -> Predictor:
+    """The mean over an image and its mirror images, four in all: four times the work of a prediction.
+
+    Only where left and right, top and bottom mean nothing for the classes.
+    """
+
+    def mean(segment):
+        def of_all(images):
+            axes = ((), (1,), (2,), (1, 2))
+            return sum(_flip(segment(_flip(images, a)), a) for a in axes) / len(axes)
+
+        return of_all
+
+    network = mean(predictor.network) if predictor.network else None
+    return dataclasses.replace(
+        predictor,
+        predict_probabilities=mean(predictor.predict_probabilities),
+        network=network,
+        source=f"{predictor.source}, over four flips",
+    )
+
+
+def _flip(images, axes):
+    return images[tuple(slice(None, None, -1 if i in axes else None) for i in range(images.ndim))]
+
+
+def trained_weights(folder: pathlib.Path) -> tuple[Any, str, float]:
+    """The weights that predict, of the checkpoints of one method, what they are, and their temperature.
 
     Raises:
       InputError: there is no complete checkpoint.
     """
     model, _ = checkpoint.load_model(folder / "checkpoints")
-    return segmenter_of(model)
+    return *segmenter_of(model), calibration.read_temperature(folder, int(model["step"]))
 
 
 def segmenter_of(model: Mapping[str, Any]) -> tuple[Any, str]:
@@ -133,7 +159,11 @@ def trained_methods(root: pathlib.Path) -> list[str]:
 
 
 def create_predictor(
-    config: Mapping[str, Any], weights: Any, class_names: Sequence[str], source: str
+    config: Mapping[str, Any],
+    weights: Any,
+    class_names: Sequence[str],
+    source: str,
+    temperature: float = 1.0,
 ) -> Predictor:
     """A predictor of weights in memory.
 
@@ -142,16 +172,19 @@ def create_predictor(
       weights: of the segmenter.
       class_names: the foreground classes.
       source: see `Predictor`.
+      temperature: likewise.
     """
     apply = create_network(config, len(class_names) + 1).apply
+    segment = compile_segmenter(apply, temperature)
     return Predictor(
-        predict_probabilities=functools.partial(compile_segmenter(apply), weights),
+        predict_probabilities=functools.partial(segment, weights),
         image_size=config["data"]["image_size"],
         channels=config["data"]["channels"],
         class_names=tuple(class_names),
         threshold=config["evaluate"]["threshold"],
         source=source,
-        network=lambda images: _probabilities(apply(weights, images, None)),
+        temperature=temperature,
+        network=lambda images: _probabilities(apply(weights, images, None), temperature),
     )
 
 
@@ -163,21 +196,25 @@ def create_network(config: Mapping[str, Any], num_classes: int) -> factory.Netwo
     return factory.create_segmenter(name, config["segmenter"][name], spec)
 
 
-def compile_segmenter(apply: Callable) -> Callable[[Any, np.ndarray], np.ndarray]:
+def compile_segmenter(
+    apply: Callable, temperature: float = 1.0
+) -> Callable[[Any, np.ndarray], np.ndarray]:
     """`(params, images [B, S, S, C] in [-1, 1]) -> probabilities [B, S, S, K]`, compiled.
 
     Args:
       apply: `(params, images, keys) -> logits [B, S, S, K]`, called without keys.
+      temperature: what the logits are divided by.
     """
 
     @jax.jit
     def probabilities(params, images):
-        return _probabilities(apply(params, images, None))
+        return _probabilities(apply(params, images, None), temperature)
 
     return lambda params, images: np.asarray(probabilities(params, images))
 
 
-def _probabilities(logits: jax.Array) -> jax.Array:
+def _probabilities(logits: jax.Array, temperature: float) -> jax.Array:
+    logits = logits / temperature
     return jax.nn.sigmoid(logits) if logits.shape[-1] == 1 else jax.nn.softmax(logits)
 
 
