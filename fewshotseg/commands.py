@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.util
 import json
 import os
 import pathlib
@@ -16,8 +17,8 @@ def run(mode: str, config, flags: Any) -> None:
     Args:
       mode: a key of `COMMANDS`.
       config: the configuration.
-      flags: has `workdir`, `minutes`, `data_dir`, `input`, `output`, `coordinator`, `num_processes` and
-        `process_id`.
+      flags: has `workdir`, `minutes`, `data_dir`, `input`, `output`, `host`, `port`,
+        `allow_other_machines`, `coordinator`, `num_processes` and `process_id`.
 
     Raises:
       InputError: whatever the user can put right.
@@ -194,6 +195,27 @@ def _load_predictor(config, flags):
     return predictor
 
 
+def serve(config, flags) -> None:
+    for package in ("starlette", "uvicorn", "websockets"):
+        if importlib.util.find_spec(package) is None:
+            raise errors.InputError(
+                f"serve needs {package}: pip install 'fewshotseg[web]' (in a clone, '.[web]')."
+            )
+    from fewshotseg.web import security, server
+
+    if not (flags.allow_other_machines or security.is_loopback(flags.host)):
+        raise errors.InputError(
+            f"--host={flags.host} can be reached from other machines, unencrypted: give "
+            "--allow_other_machines if that is meant."
+        )
+    predictor = _load_predictor(config, flags)
+    names = ", ".join(pathlib.Path(folder).resolve().name for folder in flags.workdir.split(","))
+    print("Compiling ...", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        log = functools.partial(print, flush=True)
+        server.serve(predictor, names, flags.host, flags.port, log)
+
+
 def export(config, flags) -> None:
     from fewshotseg.results import export as export_lib
 
@@ -267,6 +289,7 @@ COMMANDS = {
     "prepare": prepare,
     "evaluate": evaluate,
     "predict": predict,
+    "serve": serve,
     "export": export,
     "report": report,
     "hypergradient": hypergradient,

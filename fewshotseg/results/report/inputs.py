@@ -71,6 +71,7 @@ class Run:
       thresholds: of the best grey-value threshold by test set, empty if never measured.
       missing: sentences about what is not there (yet).
       variant: see `Experiment`.
+      calibrations: of calibration.json, by method.
     """
 
     workdir: pathlib.Path
@@ -86,6 +87,7 @@ class Run:
     thresholds: Mapping[str, Threshold]
     missing: tuple[str, ...]
     variant: str = ""
+    calibrations: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -198,7 +200,7 @@ def read_run(workdir: pathlib.Path) -> Run:
     thresholds = _read_thresholds(workdir / "threshold.json")
     return Run(
         workdir, config, environment, splits, notes, clusters, groups, logs, evaluations,
-        summaries, thresholds, tuple(missing),
+        summaries, thresholds, tuple(missing), calibrations=_read_calibrations(workdir, logs),
     )  # fmt: skip
 
 
@@ -283,6 +285,11 @@ def _read_thresholds(path: pathlib.Path) -> dict[str, Threshold]:
         if isinstance(value, int | float):
             found[name] = Threshold(float(value), by_case)
     return found
+
+
+def _read_calibrations(workdir: pathlib.Path, methods) -> dict[str, Mapping]:
+    found = {method: _read_json(workdir / method / "calibration.json") for method in methods}
+    return {m: values for m, values in found.items() if isinstance(values, dict)}
 
 
 def _read_object(path: pathlib.Path, missing: list[str]) -> dict:
