@@ -32,7 +32,7 @@ export function draw(canvas, source, answer, threshold, { outline, map, opacity 
   const { level, ids } = sample(answer, threshold, width, height);
   const pixels = new ImageData(width, height);
   const colours = new Uint32Array(pixels.data.buffer);
-  const reach = Math.max(1, Math.round(scale / room)); // one pixel of the screen on either side
+  const reach = Math.max(1, Math.round((2 * scale) / room)); // two pixels of the screen
   for (let y = 0, i = 0; y < height; y++) {
     for (let x = 0; x < width; x++, i++) {
       const id = ids[i];
