@@ -251,6 +251,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.predict = ConfigDict()
     config.predict.method = ""  # which one predicts; '' for the last of `methods`
     config.predict.overlays = True  # also pictures with outlines; most of the time goes there
+    config.predict.probabilities = False  # also the probabilities, as NumPy files
+    config.predict.flips = False  # the mean over four mirror images: four times the work
     config.compilation_cache = "~/.cache/fewshotseg"  # '' for none
 
     apply_choices(config, arg)

@@ -7,6 +7,8 @@
   python run.py --workdir=runs/mine                    goes on, with the configuration of that run
   python run.py --workdir=runs/mine --config.train.num_steps=3000      trains longer
   python run.py --mode=predict --workdir=runs/mine --input=new_images --output=masks
+  python run.py --mode=serve --workdir=runs/mine                       a page for images and the camera
+  python run.py --mode=export --workdir=runs/mine --output=model       to predict without this package
   python run.py --mode=hypergradient --workdir=runs/demo               the estimators compared
 
 Where the package is installed, `fewshotseg` is the same command as `python run.py`.
@@ -30,7 +32,10 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 PACKAGE = pathlib.Path(__file__).parent
-MODES = ("train", "check", "prepare", "evaluate", "predict", "report", "hypergradient")
+MODES = (
+    "train", "check", "prepare", "evaluate", "predict", "serve", "export", "report",
+    "hypergradient",
+)  # fmt: skip
 CONTINUE = ("train", "evaluate", "hypergradient")  # without --config, that of the run in --workdir
 INPUT_ERROR, INTERRUPTED, TERMINATED = 2, 130, 143  # 128 + the signal, as shells have it
 
@@ -141,13 +146,24 @@ def _define_flags():
     values = flags.FlagValues()
     kind = {"flag_values": values}
     flags.DEFINE_string(
-        "workdir", "runs/demo", "Folder of the run; report: several, by ','.", **kind
+        "workdir",
+        "runs/demo",
+        "Folder of the run; several, by ',': report compares them, predict and export average them.",
+        **kind,
     )
     flags.DEFINE_enum("mode", "train", MODES, "What to do.", **kind)
     flags.DEFINE_string("data_dir", None, "prepare: folder with the official download.", **kind)
     flags.DEFINE_string("input", None, "predict: an image or a folder of images.", **kind)
     flags.DEFINE_string(
-        "output", None, "predict: folder for the masks; report: the HTML page.", **kind
+        "output",
+        None,
+        "predict: folder for the masks; export: for the model; report: the HTML page.",
+        **kind,
+    )
+    flags.DEFINE_string("host", "127.0.0.1", "serve: the address to listen on.", **kind)
+    flags.DEFINE_integer("port", 0, "serve: the port; 0 for any that is free.", 0, 65535, **kind)
+    flags.DEFINE_boolean(
+        "allow_other_machines", False, "serve: a --host that other machines can reach.", **kind
     )
     flags.DEFINE_string(
         "coordinator",

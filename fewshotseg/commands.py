@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.util
 import json
 import os
 import pathlib
@@ -16,8 +17,8 @@ def run(mode: str, config, flags: Any) -> None:
     Args:
       mode: a key of `COMMANDS`.
       config: the configuration.
-      flags: has `workdir`, `minutes`, `data_dir`, `input`, `output`, `coordinator`, `num_processes` and
-        `process_id`.
+      flags: has `workdir`, `minutes`, `data_dir`, `input`, `output`, `host`, `port`,
+        `allow_other_machines`, `coordinator`, `num_processes` and `process_id`.
 
     Raises:
       InputError: whatever the user can put right.
@@ -163,18 +164,17 @@ def _require_run(flags):
 
 def predict(config, flags) -> None:
     from fewshotseg.results import predict_files as predict_lib
-    from fewshotseg.results import predictor as trained
 
     if not flags.input or not flags.output:
         raise errors.InputError("predict needs --input=FILE|DIR and --output=DIR.")
-    predictor = trained.load_predictor(flags.workdir, config.predict.method)
-    print(f"Model: {predictor.source}")
+    predictor = _load_predictor(config, flags)
     rows = predict_lib.predict_files(
         predictor,
         flags.input,
         flags.output,
         batch_size=config.evaluate.batch_size,
         overlays=config.predict.overlays,
+        probabilities=config.predict.probabilities,
     )
     failed = [row["file"] for row in rows if row["error"]]
     if failed:
@@ -182,6 +182,49 @@ def predict(config, flags) -> None:
             f"{len(failed)} of {len(rows)} files could not be read ({', '.join(failed[:3])}): the "
             f"reasons are in {pathlib.Path(flags.output, 'areas.csv')}; all others are done."
         )
+
+
+def _load_predictor(config, flags):
+    """The model of a run, or the mean of several."""
+    from fewshotseg.results import predictor as trained
+
+    predictor = trained.load_ensemble(flags.workdir.split(","), config.predict.method)
+    if config.predict.flips:
+        predictor = trained.with_flips(predictor)
+    print(f"Model: {predictor.source}", flush=True)
+    return predictor
+
+
+def serve(config, flags) -> None:
+    for package in ("starlette", "uvicorn", "websockets"):
+        if importlib.util.find_spec(package) is None:
+            raise errors.InputError(
+                f"serve needs {package}: pip install 'fewshotseg[web]' (in a clone, '.[web]')."
+            )
+    from fewshotseg.web import security, server
+
+    if not (flags.allow_other_machines or security.is_loopback(flags.host)):
+        raise errors.InputError(
+            f"--host={flags.host} can be reached from other machines, unencrypted: give "
+            "--allow_other_machines if that is meant."
+        )
+    predictor = _load_predictor(config, flags)
+    names = ", ".join(pathlib.Path(folder).resolve().name for folder in flags.workdir.split(","))
+    print("Compiling ...", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        log = functools.partial(print, flush=True)
+        server.serve(predictor, names, flags.host, flags.port, log)
+
+
+def export(config, flags) -> None:
+    from fewshotseg.results import export as export_lib
+
+    if not flags.output:
+        raise errors.InputError("export needs --output=DIR.")
+    predictor = _load_predictor(config, flags)
+    about = export_lib.about_runs(predictor, flags.workdir.split(","))
+    folder = export_lib.export_model(predictor, flags.output, about)
+    print(f"Exported: {folder}; try python {folder / 'predict_standalone.py'} PICTURE")
 
 
 def report(config, flags) -> None:
@@ -246,6 +289,8 @@ COMMANDS = {
     "prepare": prepare,
     "evaluate": evaluate,
     "predict": predict,
+    "serve": serve,
+    "export": export,
     "report": report,
     "hypergradient": hypergradient,
 }

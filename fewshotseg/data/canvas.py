@@ -12,7 +12,7 @@ from PIL import Image
 
 Size = int | Sequence[int]  # an int stands for a square
 
-_GREY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601 luma
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of RGB, ITU-R BT.601
 
 
 def as_size(size: Size, rank: int = 2) -> tuple[int, ...]:
@@ -43,7 +43,7 @@ def to_network_image(image: np.ndarray, size: Size, channels: int) -> np.ndarray
     """
     pixels = image.astype(np.float32)
     if channels == 1 and pixels.shape[-1] == 3:
-        pixels = (pixels @ _GREY_WEIGHTS)[..., None]
+        pixels = (pixels @ LUMA)[..., None]
     pixels = np.clip(_resize(pixels, as_size(size, image.ndim - 1)) / 127.5 - 1.0, -1.0, 1.0)
     return np.repeat(pixels, channels, axis=-1) if pixels.shape[-1] < channels else pixels
 

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from fewshotseg.errors import InputError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
+FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "GIF")  # as Pillow calls them
 _VOLUME = "medical volumes are not read here: export the slices as PNG"
 _OTHER_FORMATS = {
     **dict.fromkeys((".nii", ".nii.gz"), f"NIfTI: {_VOLUME}"),
@@ -56,7 +57,9 @@ def read_size(path: str | pathlib.Path) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
-def read_image(path: str | pathlib.Path) -> tuple[np.ndarray, tuple[str, ...]]:
+def read_image(
+    path: str | pathlib.Path, data: bytes | None = None, max_megapixels: float = MAX_MEGAPIXELS
+) -> tuple[np.ndarray, tuple[str, ...]]:
     """Reads a PNG, JPEG, TIFF, BMP or GIF file.
 
     EXIF rotation is applied, alpha dropped. Grey images of more than 8 bits whose values do not fit
@@ -65,6 +68,9 @@ def read_image(path: str | pathlib.Path) -> tuple[np.ndarray, tuple[str, ...]]:
 
     Args:
       path: of the file.
+      data: what it holds, where that came another way; then `path` only names it in messages, and
+        no other format than those of `EXTENSIONS` is tried.
+      max_megapixels: larger images are refused before they are decoded.
 
     Returns:
       uint8 `[H, W, C]`, C is 1 or 3, and notes on what was converted.
@@ -72,7 +78,7 @@ def read_image(path: str | pathlib.Path) -> tuple[np.ndarray, tuple[str, ...]]:
     Raises:
       InputError: missing, empty, truncated, no image, several frames, or NaN among its values.
     """
-    image, notes = _load(path)
+    image, notes = _load(path, data, max_megapixels)
     mode = image.mode
     if mode in ("LA", "RGBA") or (mode == "P" and "transparency" in image.info):
         notes.append("alpha channel dropped")
@@ -124,16 +130,24 @@ def read_mask(paths: str | pathlib.Path | Sequence[str | pathlib.Path]) -> np.nd
     return joined
 
 
-def _open(path: str | pathlib.Path, in_memory: bool = False) -> Image.Image:
+def _open(
+    path: str | pathlib.Path,
+    in_memory: bool = False,
+    data: bytes | None = None,
+    max_megapixels: float = MAX_MEGAPIXELS,
+) -> Image.Image:
     path = pathlib.Path(path)
+    formats = None if data is None else FORMATS
     try:
-        if not path.is_file():
+        if data is None and not path.is_file():
             raise InputError(f"{path}: there is no such file.")
-        if path.stat().st_size == 0:
+        if (path.stat().st_size if data is None else len(data)) == 0:
             raise InputError(f"{path}: the file is empty (0 bytes): copy it again from its source.")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we are stricter
-            image = Image.open(io.BytesIO(path.read_bytes()) if in_memory else path)
+            if in_memory:
+                data = path.read_bytes() if data is None else data
+            image = Image.open(io.BytesIO(data) if in_memory else path, formats=formats)
     except InputError:
         raise
     except PermissionError as error:
@@ -146,24 +160,26 @@ def _open(path: str | pathlib.Path, in_memory: bool = False) -> Image.Image:
         hint = unsupported_hint(path) or "save it again as PNG, or copy it again from its source"
         raise InputError(f"{path}: not a readable image: {hint}.") from error
     megapixels = image.width * image.height / 1e6
-    if megapixels > MAX_MEGAPIXELS or max(image.size) > MAX_SIDE:
+    if megapixels > max_megapixels or max(image.size) > MAX_SIDE:
         image.close()
-        raise _too_large(path, f"{image.width} x {image.height} pixels")
+        raise _too_large(path, f"{image.width} x {image.height} pixels", max_megapixels)
     return image
 
 
-def _too_large(path, size: str) -> InputError:
+def _too_large(path, size: str, max_megapixels: float = MAX_MEGAPIXELS) -> InputError:
     return InputError(
-        f"{path}: the image has {size}, but at most {MAX_MEGAPIXELS} megapixels and {MAX_SIDE} "
+        f"{path}: the image has {size}, but at most {max_megapixels:g} megapixels and {MAX_SIDE} "
         "pixels along a side are read: shrink or crop it."
     )
 
 
-def _load(path: str | pathlib.Path) -> tuple[Image.Image, list[str]]:
+def _load(
+    path: str | pathlib.Path, data: bytes | None = None, max_megapixels: float = MAX_MEGAPIXELS
+) -> tuple[Image.Image, list[str]]:
     """The decoded, upright image and the notes so far."""
     notes = []
     # From memory: Pillow maps a turned, uncompressed TIFF file in the wrong shape.
-    with _open(path, in_memory=True) as image:
+    with _open(path, True, data, max_megapixels) as image:
         try:
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format != "MPO":

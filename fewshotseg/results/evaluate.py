@@ -150,8 +150,9 @@ def evaluate_run(config: Mapping[str, Any], workdir: pathlib.Path, test_sets: Te
     settings = {key: config["evaluate"][key] for key in ("batch_size", "nsd_tolerance")}
     (source, _) = next(iter(test_sets.values()))
     for method in methods:
-        weights, origin = trained_weights(workdir / method)
-        predictor = create_predictor(config, weights, source.class_names, f"{method}, {origin}")
+        weights, origin, temperature = trained_weights(workdir / method)
+        named = f"{method}, {origin}"
+        predictor = create_predictor(config, weights, source.class_names, named, temperature)
         evaluate_model(predictor, test_sets, workdir / method, **settings)
 
 

@@ -3,6 +3,8 @@
 import collections
 import csv
 import dataclasses
+import datetime
+import io
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -14,9 +16,10 @@ from fewshotseg import figures, files
 from fewshotseg.data import canvas, image_files
 from fewshotseg.data.sources import pairing
 from fewshotseg.errors import InputError
-from fewshotseg.results.predictor import Predictor, PredictProbabilities, segment_images
+from fewshotseg.results.predictor import Predictor, PredictProbabilities, probabilities_of
+from fewshotseg.runs import folder as run_folder
 
-_TABLE = "areas.csv"
+_TABLE, _MANIFEST = "areas.csv", "manifest.json"
 _COLUMNS = (
     "file",
     "class",
@@ -38,6 +41,7 @@ def predict_files(
     *,
     batch_size: int,
     overlays: bool = True,
+    probabilities: bool = False,
     log: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
     """Segments an image file, or all image files in a folder and its subfolders.
@@ -47,8 +51,10 @@ def predict_files(
         inputs differ in their extension only, NAME keeps it: `a.jpg.png`, `a.tif.png`.
       overlays/NAME.png, if wanted: the outlines on the image, for looking at and not for measuring;
         large images are shrunk.
+      probabilities/NAME.npy, if wanted: float32 `[H, W, K]`, see `Predictor`, for NumPy.
       areas.csv: a row per file and class, with the area in pixels, the share of the image, and the
         seconds spent on the file (reading, its part of the network's time, writing).
+      manifest.json: which model, which versions, how many files, and the seconds of every stage.
 
     Predicting again into the same folder replaces the masks and rows of the same files and keeps
     the others. A file that cannot be read gets a row whose `error` says why, and the others are
@@ -61,6 +67,7 @@ def predict_files(
       output_dir: made if missing.
       batch_size: most images for the network at a time.
       overlays: whether to draw them; most of the time of a small image is spent on that.
+      probabilities: whether to write them.
       log: receives lines for people: what is left out, and images per second.
 
     Returns:
@@ -85,20 +92,25 @@ def predict_files(
         network(np.zeros((batch_size, *size, predictor.channels), np.float32))
     compile_seconds, network.seconds = network.seconds, 0.0
     started = time.perf_counter()
-    targets = _target_names(keys, earlier)
+    writer = _Writer(timed, output_dir, _target_names(keys, earlier), overlays, probabilities)
     again = len(set(keys) & {row["file"] for row in earlier})
     if again:
         log(f"{again} file(s) were predicted into {output_dir} before; their masks are replaced.")
     try:
         for start in range(0, len(good), batch_size):
             part = good[start : start + batch_size]
-            rows += _predict_batch(timed, part, targets, output_dir, batch_size, overlays)
+            rows += writer.predict(part, batch_size)
     finally:  # an interrupted run still accounts for the masks that it wrote
         new = {row["file"] for row in rows}
         kept = [row for row in earlier if row["file"] not in new]
         files.write_rows(output_dir / _TABLE, kept + rows, _COLUMNS)
     done = len({row["file"] for row in rows if not row["error"]})
     total = max(time.perf_counter() - started, 1e-9)
+    spent = {"compilation": compile_seconds, **writer.seconds, "network": network.seconds}
+    spent["resizing"] = max(0.0, spent.pop("segmenting") - network.seconds)
+    files.write_json(
+        output_dir / _MANIFEST, _manifest(predictor, done, len(paths) - done, total, spent)
+    )
     log(
         f"{done} of {len(paths)} images in {total:.2f} s: {done / total:.1f} images per second "
         f"with reading and writing, {done / max(network.seconds, 1e-9):.1f} in the network alone "
@@ -214,33 +226,74 @@ def _error_row(key: str, error: InputError) -> dict[str, Any]:
     return {**dict.fromkeys(_COLUMNS, ""), "file": key, "error": str(error)}
 
 
-def _predict_batch(predictor, part, targets, output_dir, batch_size, overlays):
-    """Reads, segments and writes at most one batch of (path, key); returns rows of the table."""
-    images, notes, seconds, errors = {}, {}, {}, {}
-    for path, key in part:
+class _Writer:
+    """Reads, segments and writes batches, and knows how long each has taken in all."""
+
+    def __init__(self, predictor, output_dir, targets, overlays, probabilities):
+        self._predictor, self._folder, self._targets = predictor, output_dir, targets
+        self._overlays, self._probabilities = overlays, probabilities
+        self.seconds = {"reading": 0.0, "segmenting": 0.0, "writing": 0.0}
+
+    def predict(self, part, batch_size) -> list[dict[str, Any]]:
+        """At most one batch of (path, key); returns rows of the table."""
+        images, notes, seconds, errors = {}, {}, {}, {}
+        for path, key in part:
+            started = time.perf_counter()
+            try:
+                images[key], notes[key] = image_files.read_image(path)
+            except InputError as error:
+                errors[key] = error
+            seconds[key] = time.perf_counter() - started
+        self.seconds["reading"] += sum(seconds.values())
         started = time.perf_counter()
-        try:
-            images[key], notes[key] = image_files.read_image(path)
-        except InputError as error:
-            errors[key] = error
-        seconds[key] = time.perf_counter() - started
-    started = time.perf_counter()
-    masks = segment_images(predictor, list(images.values()), list(images), batch_size)
-    share = (time.perf_counter() - started) / max(1, len(images))
-    by_key = dict(zip(images, masks, strict=True))
-    rows = []
-    for _, key in part:
-        if key in errors:
-            rows.append(_error_row(key, errors[key]))
-            continue
-        started, mask = time.perf_counter(), by_key[key]
+        found = probabilities_of(self._predictor, list(images.values()), list(images), batch_size)
+        by_key = dict(zip(images, found, strict=True))
+        segmenting = time.perf_counter() - started
+        self.seconds["segmenting"] += segmenting
+        rows = []
+        for _, key in part:
+            if key in errors:
+                rows.append(_error_row(key, errors[key]))
+                continue
+            started = time.perf_counter()
+            mask = self._write(key, images[key], by_key[key])
+            writing = time.perf_counter() - started
+            self.seconds["writing"] += writing
+            spent = seconds[key] + segmenting / len(images) + writing
+            names, target = self._predictor.class_names, self._targets[key]
+            rows += _area_rows(key, mask, names, spent, target, notes[key])
+        return rows
+
+    def _write(self, key, image, probabilities) -> np.ndarray:
+        """The mask, which is written beside what else is wanted."""
+        predictor, target = self._predictor, self._targets[key]
+        mask = canvas.probabilities_to_mask(probabilities, predictor.threshold)
         scale = 255 if len(predictor.class_names) == 1 else 1
-        figures.save_image(mask * np.uint8(scale), output_dir / "masks" / targets[key])
-        if overlays:
-            figures.save_overlay(images[key], mask, output_dir / "overlays" / targets[key])
-        spent = seconds[key] + share + time.perf_counter() - started
-        rows += _area_rows(key, mask, predictor.class_names, spent, targets[key], notes[key])
-    return rows
+        figures.save_image(mask * np.uint8(scale), self._folder / "masks" / target)
+        if self._overlays:
+            figures.save_overlay(image, mask, self._folder / "overlays" / target)
+        if self._probabilities:
+            buffer = io.BytesIO()
+            np.save(buffer, probabilities)
+            name = target.removesuffix(".png") + ".npy"
+            files.write_bytes(self._folder / "probabilities" / name, buffer.getvalue())
+        return mask
+
+
+def _manifest(predictor, done, failed, total, spent) -> dict[str, Any]:
+    environment = run_folder.environment()
+    return {
+        "model": predictor.source,
+        "class_names": list(predictor.class_names),
+        "threshold": predictor.threshold,
+        "temperature": predictor.temperature,
+        "network_size": list(canvas.as_size(predictor.image_size)),
+        "files": done,
+        "failed": failed,
+        "seconds": {"total": round(total, 4), **{k: round(v, 4) for k, v in spent.items()}},
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **{key: environment[key] for key in ("versions", "python", "platform", "device")},
+    }
 
 
 def _area_rows(key, mask, class_names, seconds, target, notes) -> list[dict[str, Any]]:

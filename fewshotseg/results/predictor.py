@@ -13,6 +13,7 @@ from fewshotseg.data import canvas
 from fewshotseg.errors import InputError
 from fewshotseg.methods import METHODS
 from fewshotseg.models import factory
+from fewshotseg.results import calibration
 from fewshotseg.results.choice import predicting_method
 from fewshotseg.runs import checkpoint
 from fewshotseg.runs import folder as run_folder
@@ -32,6 +33,9 @@ class Predictor:
       class_names: the foreground classes, with ids 1, 2, ...
       threshold: probability from which a pixel is foreground; only for K = 1.
       source: where the weights came from, for people to read.
+      temperature: what the logits are divided by before they become probabilities, see `calibration.py`.
+      network: `predict_probabilities` as a function that JAX can trace, with the weights inside of
+        it; None where there is no such function.
     """
 
     predict_probabilities: PredictProbabilities
@@ -40,6 +44,8 @@ class Predictor:
     class_names: tuple[str, ...]
     threshold: float
     source: str
+    temperature: float = 1.0
+    network: Callable[[jax.Array], jax.Array] | None = None
 
 
 def load_predictor(folder: str | pathlib.Path, method: str = "") -> Predictor:
@@ -65,20 +71,78 @@ def load_predictor(folder: str | pathlib.Path, method: str = "") -> Predictor:
         raise InputError(f"{folder} is not the folder of {method}: give --workdir={root}.")
     else:
         method, why = folder.name, "its folder is the --workdir"
-    weights, origin = trained_weights(root / method)
-    return create_predictor(
-        config, weights, run_folder.read_class_names(root), f"{method} of {root} ({why}), {origin}"
+    weights, origin, temperature = trained_weights(root / method)
+    source = f"{method} of {root} ({why}), {origin}"
+    return create_predictor(config, weights, run_folder.read_class_names(root), source, temperature)
+
+
+def load_ensemble(folders: Sequence[str | pathlib.Path], method: str = "") -> Predictor:
+    """The mean of the probabilities of several runs, such as the seeds of one experiment.
+
+    Args:
+      folders: as for `load_predictor`; of one, its model.
+      method: likewise, of every run.
+
+    Raises:
+      InputError: as for `load_predictor`, or the runs differ in classes, threshold, or what their
+        networks take.
+    """
+    members = [load_predictor(folder, method) for folder in folders]
+    first = members[0]
+    for member, folder in zip(members, folders, strict=True):
+        for field in ("class_names", "image_size", "channels", "threshold"):
+            ours, theirs = getattr(first, field), getattr(member, field)
+            if ours != theirs:
+                raise InputError(
+                    f"{folder} and {folders[0]} differ in {field} ({theirs} and {ours}): only runs that "
+                    "agree in it can be averaged."
+                )
+    if len(members) == 1:
+        return first
+    return dataclasses.replace(
+        first,
+        predict_probabilities=lambda images: np.mean(
+            [member.predict_probabilities(images) for member in members], axis=0
+        ),
+        source="the mean of " + "; ".join(member.source for member in members),
+        network=lambda images: sum(m.network(images) for m in members) / len(members),
     )
 
 
-def trained_weights(folder: pathlib.Path) -> tuple[Any, str]:
-    """The weights that predict, of the checkpoints of one method, and what they are.
+def with_flips(predictor: Predictor) -> Predictor:
+    """The mean over an image and its mirror images, four in all: four times the work of a prediction.
+
+    Only where left and right, top and bottom mean nothing for the classes.
+    """
+
+    def mean(segment):
+        def of_all(images):
+            axes = ((), (1,), (2,), (1, 2))
+            return sum(_flip(segment(_flip(images, a)), a) for a in axes) / len(axes)
+
+        return of_all
+
+    network = mean(predictor.network) if predictor.network else None
+    return dataclasses.replace(
+        predictor,
+        predict_probabilities=mean(predictor.predict_probabilities),
+        network=network,
+        source=f"{predictor.source}, over four flips",
+    )
+
+
+def _flip(images, axes):
+    return images[tuple(slice(None, None, -1 if i in axes else None) for i in range(images.ndim))]
+
+
+def trained_weights(folder: pathlib.Path) -> tuple[Any, str, float]:
+    """The weights that predict, of the checkpoints of one method, what they are, and their temperature.
 
     Raises:
       InputError: there is no complete checkpoint.
     """
     model, _ = checkpoint.load_model(folder / "checkpoints")
-    return segmenter_of(model)
+    return *segmenter_of(model), calibration.read_temperature(folder, int(model["step"]))
 
 
 def segmenter_of(model: Mapping[str, Any]) -> tuple[Any, str]:
@@ -95,7 +159,11 @@ def trained_methods(root: pathlib.Path) -> list[str]:
 
 
 def create_predictor(
-    config: Mapping[str, Any], weights: Any, class_names: Sequence[str], source: str
+    config: Mapping[str, Any],
+    weights: Any,
+    class_names: Sequence[str],
+    source: str,
+    temperature: float = 1.0,
 ) -> Predictor:
     """A predictor of weights in memory.
 
@@ -104,8 +172,10 @@ def create_predictor(
       weights: of the segmenter.
       class_names: the foreground classes.
       source: see `Predictor`.
+      temperature: likewise.
     """
-    segment = create_segment(config, len(class_names) + 1)
+    apply = create_network(config, len(class_names) + 1).apply
+    segment = compile_segmenter(apply, temperature)
     return Predictor(
         predict_probabilities=functools.partial(segment, weights),
         image_size=config["data"]["image_size"],
@@ -113,33 +183,39 @@ def create_predictor(
         class_names=tuple(class_names),
         threshold=config["evaluate"]["threshold"],
         source=source,
+        temperature=temperature,
+        network=lambda images: _probabilities(apply(weights, images, None), temperature),
     )
 
 
-def create_segment(
-    config: Mapping[str, Any], num_classes: int
-) -> Callable[[Any, np.ndarray], np.ndarray]:
-    """`(params, images) -> probabilities` of the segmenter of a configuration, compiled."""
+def create_network(config: Mapping[str, Any], num_classes: int) -> factory.Network:
+    """The segmenter of a configuration."""
     size = canvas.as_size(config["data"]["image_size"])
     spec = factory.Spec(num_classes, size, config["data"]["channels"])
     name = config["segmenter"]["name"]
-    network = factory.create_segmenter(name, config["segmenter"][name], spec)
-    return compile_segmenter(network.apply)
+    return factory.create_segmenter(name, config["segmenter"][name], spec)
 
 
-def compile_segmenter(apply: Callable) -> Callable[[Any, np.ndarray], np.ndarray]:
+def compile_segmenter(
+    apply: Callable, temperature: float = 1.0
+) -> Callable[[Any, np.ndarray], np.ndarray]:
     """`(params, images [B, S, S, C] in [-1, 1]) -> probabilities [B, S, S, K]`, compiled.
 
     Args:
       apply: `(params, images, keys) -> logits [B, S, S, K]`, called without keys.
+      temperature: what the logits are divided by.
     """
 
     @jax.jit
     def probabilities(params, images):
-        logits = apply(params, images, None)
-        return jax.nn.sigmoid(logits) if logits.shape[-1] == 1 else jax.nn.softmax(logits)
+        return _probabilities(apply(params, images, None), temperature)
 
     return lambda params, images: np.asarray(probabilities(params, images))
+
+
+def _probabilities(logits: jax.Array, temperature: float) -> jax.Array:
+    logits = logits / temperature
+    return jax.nn.sigmoid(logits) if logits.shape[-1] == 1 else jax.nn.softmax(logits)
 
 
 def segment_images(

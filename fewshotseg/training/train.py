@@ -8,7 +8,7 @@ import jax
 
 from fewshotseg import figures, files
 from fewshotseg.data import cases, check, split_files
-from fewshotseg.results import evaluate
+from fewshotseg.results import calibration, evaluate
 from fewshotseg.results.predictor import segmenter_of
 from fewshotseg.runs import log as log_lib
 from fewshotseg.training import devices, loop, search, timing
@@ -49,7 +49,12 @@ def train_and_evaluate(experiment: Experiment, workdir: pathlib.Path) -> None:
         _, model = run_stage(experiment, stage, folder, players if method.draws else None)
         if devices.is_main():
             weights, origin = segmenter_of(model)
-            predictor = experiment.create_predictor(weights, source=f"{name}, {origin}")
+            images, masks = (data.validation[key] for key in ("image", "mask"))
+            found = calibration.fit(stage.segment(weights, images), masks)
+            calibration.write(found, folder, int(model["step"]))
+            predictor = experiment.create_predictor(
+                weights, source=f"{name}, {origin}", temperature=found.temperature
+            )
             settings = dataclasses.asdict(experiment.evaluation)
             evaluate.evaluate_model(predictor, data.test_sets, folder, **settings)
         # Programs of finished methods are of no more use, and a process may only hold so many: the

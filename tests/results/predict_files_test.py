@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 
 from fewshotseg.errors import InputError
 from fewshotseg.results import predict_files as predict
-from fewshotseg.results.predictor import Predictor
+from fewshotseg.results.predictor import Predictor, probabilities_of
 
 SIZE = 32
 
@@ -265,8 +266,40 @@ def test_a_file_that_ends_too_early_is_found_when_it_is_read(tmp_path):
 def test_overlays_can_be_left_out_and_are_compressed_fast(tmp_path):
     _save(tmp_path / "in" / "a.png", _picture())
     _run(tmp_path / "in", tmp_path / "without", overlays=False)
-    assert {p.name for p in (tmp_path / "without").iterdir()} == {"areas.csv", "masks"}
+    names = {p.name for p in (tmp_path / "without").iterdir()}
+    assert names == {"areas.csv", "manifest.json", "masks"}
     _run(tmp_path / "in", tmp_path / "out")
     data = (tmp_path / "out" / "overlays" / "a.png").read_bytes()
     start = data.index(b"IDAT") + 4
     assert data[start : start + 2] == b"\x78\x01"  # zlib's mark of its fastest level
+
+
+def test_probabilities_can_be_kept(tmp_path):
+    image = _picture()
+    _save(tmp_path / "in" / "sub" / "a.png", image)
+    _run(tmp_path / "in", tmp_path / "out", probabilities=True)
+    found = np.load(tmp_path / "out" / "probabilities" / "sub" / "a.npy")
+    (wanted,) = probabilities_of(_predictor(), [image[..., None]], ["a"], 1)
+    assert found.dtype == np.float32 and found.shape == (48, 64, 1)
+    np.testing.assert_array_equal(found, wanted)
+    mask = _read(tmp_path / "out" / "masks" / "sub" / "a.png") > 0
+    np.testing.assert_array_equal(mask, found[..., 0] >= 0.5)
+
+
+def test_the_manifest_says_what_was_done(tmp_path, monkeypatch):
+    for name in ("a.png", "b.png", "c.png"):
+        _save(tmp_path / "in" / name, _picture())
+    (tmp_path / "in" / "broken.png").write_bytes(b"no picture")
+    clock = [0.0]
+    monkeypatch.setattr(predict.time, "perf_counter", lambda: clock[0])
+
+    def slow(images):
+        clock[0] += 2.0
+        return (images + 1) / 2
+
+    _run(tmp_path / "in", tmp_path / "out", _predictor(slow), batch_size=2)
+    found = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (found["files"], found["failed"], found["threshold"]) == (3, 1, 0.5)
+    assert found["seconds"]["compilation"] == 2.0 and found["seconds"]["network"] == 4.0
+    assert found["seconds"]["total"] == 4.0 and found["seconds"]["writing"] == 0.0
+    assert found["model"] == "test" and found["versions"]["numpy"] == np.__version__

@@ -88,6 +88,57 @@ def test_probabilities_are_those_of_the_network(run, segmenter):
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-np.asarray(logits))), atol=1e-5)
 
 
+def test_several_runs_are_averaged(run, segmenter, tmp_path):
+    images = np.random.default_rng(1).uniform(-1, 1, (1, 32, 32, 3)).astype(np.float32)
+    members = [predictors.load_predictor(run / method) for method in TRAINED[:2]]
+    mean = predictors.load_ensemble([run / method for method in TRAINED[:2]])
+    wanted = sum(member.predict_probabilities(images) for member in members) / 2
+    np.testing.assert_allclose(mean.predict_probabilities(images), wanted, atol=1e-6)
+    np.testing.assert_allclose(mean.network(images), wanted, atol=1e-6)
+    assert "mean of real_only of" in mean.source and "; joint of" in mean.source
+    config = json.loads((run / "config.json").read_text())
+    config["evaluate"]["threshold"] = 0.3
+    files.write_json(tmp_path / "config.json", config)
+    files.write_json(tmp_path / "classes.json", ["lesion"])
+    (tmp_path / "joint").symlink_to(run / "joint")
+    with pytest.raises(InputError, match=r"differ in threshold \(0.3 and 0.5\)"):
+        predictors.load_ensemble([run, tmp_path])
+
+
+def test_flips_are_averaged_where_they_belong(run):
+    images = np.random.default_rng(2).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
+    plain = predictors.load_predictor(run)
+    found = predictors.with_flips(plain)
+    parts = [
+        np.flip(plain.predict_probabilities(np.flip(images, axes)), axes)
+        for axes in ((), (1,), (2,), (1, 2))
+    ]
+    np.testing.assert_allclose(found.predict_probabilities(images), np.mean(parts, 0), atol=1e-6)
+    np.testing.assert_allclose(found.network(images), np.mean(parts, 0), atol=1e-5)
+    assert abs(parts[0] - parts[1]).max() > 1e-3
+
+
+def test_a_temperature_divides_the_logits(run, segmenter):
+    config = json.loads((run / "config.json").read_text())
+    images = np.random.default_rng(3).uniform(-1, 1, (1, 32, 32, 3)).astype(np.float32)
+    logits = np.asarray(segmenter[0].apply(segmenter[1], images, None))
+    cool = predictors.create_predictor(config, segmenter[1], ["lesion"], "test", 2.0)
+    for function in (cool.predict_probabilities, cool.network):
+        np.testing.assert_allclose(function(images), 1 / (1 + np.exp(-logits / 2)), atol=1e-5)
+
+
+def test_the_temperature_of_a_run_is_read(run, tmp_path):
+    for name in ("config.json", "classes.json"):
+        (tmp_path / name).symlink_to(run / name)
+    (tmp_path / "real_only").mkdir()
+    (tmp_path / "real_only" / "checkpoints").symlink_to(run / "real_only" / "checkpoints")
+    for step, wanted in ((10, 1.7), (9, 1.0)):  # the weights are those of step 10
+        files.write_json(
+            tmp_path / "real_only" / "calibration.json", {"step": step, "temperature": 1.7}
+        )
+        assert predictors.load_predictor(tmp_path, "real_only").temperature == wanted
+
+
 def test_folders_without_a_model(run, tmp_path):
     with pytest.raises(InputError, match="not the folder of a run"):
         predictors.load_predictor(tmp_path)

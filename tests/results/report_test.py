@@ -367,6 +367,8 @@ def test_reads_what_evaluation_writes(tmp_path):
 
     model = Predictor(predict, 32, 3, ("lesion",), 0.5, "test")
     summary = evaluate(model, source, source.ids, folder)
+    fitted = {"temperature": 1.31, "ece_before": 0.0512, "ece_after": None}
+    _write(run / "real_only" / "calibration.json", fitted)
     (score,) = report_scores.score_runs([report_inputs.read_run(run)])
     for metric in report_scores.MEASURED:
         for key in ("mean", "n", "ci95"):
@@ -377,6 +379,7 @@ def test_reads_what_evaluation_writes(tmp_path):
     page = _page([run], tmp_path)
     assert "worst 1" in page and "tolerance of 0.01 of the image" in page
     assert list((tmp_path / "page" / "report").glob("reliability_*.png"))
+    assert "real_only 1.310 (expected calibration error there 0.051, now \u2013)" in page
 
 
 def test_needs_no_accelerator_library():

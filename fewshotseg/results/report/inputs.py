@@ -69,9 +69,10 @@ class Run:
         splits, methods in that of `METHODS`.
       summaries: likewise, of summary.json.
       thresholds: of the best grey-value threshold by test set, empty if never measured.
-      searches: by method, what its search for outer variables found (`training/search.py`).
       missing: sentences about what is not there (yet).
       variant: see `Experiment`.
+      searches: by method, what its search for outer variables found (`training/search.py`).
+      calibrations: of calibration.json, by method.
     """
 
     workdir: pathlib.Path
@@ -88,6 +89,7 @@ class Run:
     missing: tuple[str, ...]
     variant: str = ""
     searches: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
+    calibrations: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -207,6 +209,7 @@ def read_run(workdir: pathlib.Path) -> Run:
     return Run(
         workdir, config, environment, splits, notes, clusters, groups, logs, evaluations,
         summaries, thresholds, tuple(missing), searches=_read_searches(workdir, logs),
+        calibrations=_read_calibrations(workdir, logs),
     )  # fmt: skip
 
 
@@ -297,6 +300,11 @@ def _read_thresholds(path: pathlib.Path) -> dict[str, Threshold]:
         if isinstance(value, int | float):
             found[name] = Threshold(float(value), by_case)
     return found
+
+
+def _read_calibrations(workdir: pathlib.Path, methods) -> dict[str, Mapping]:
+    found = {method: _read_json(workdir / method / "calibration.json") for method in methods}
+    return {m: values for m, values in found.items() if isinstance(values, dict)}
 
 
 def _read_object(path: pathlib.Path, missing: list[str]) -> dict:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 import pathlib
 import re
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from PIL import Image
 
 from fewshotseg import files
 from fewshotseg.methods import METHODS
-from fewshotseg.results.report import plots
+from fewshotseg.results.report import plots, words
 from fewshotseg.results.report.inputs import Run
 from fewshotseg.results.report.scores import BASELINE
 
@@ -155,7 +156,19 @@ def _reliability_section(run, pictures, prefix):
     note = (
         "Below the diagonal the model is surer than it is right. Over all pixels of the test set."
     )
+    fitted = [_temperature(method, found) for method, found in run.calibrations.items()]
+    if fitted:
+        note += f" Temperatures, of the validation images: {'; '.join(fitted)}."
     return _section("Reliability of the probabilities", shown, note, "plots")
+
+
+def _temperature(method: str, found: Mapping[str, Any]) -> str:
+    """What a method's logits are divided by, and what that does to its validation images."""
+    before, after, temperature = (
+        words.number(math.nan if found.get(key) is None else found[key])
+        for key in ("ece_before", "ece_after", "temperature")
+    )
+    return f"{method} {temperature} (expected calibration error there {before}, now {after})"
 
 
 def _scatter_section(run, scores, pictures, prefix):

@@ -1,0 +1,119 @@
+"""What is exported predicts as what was trained: on odd sizes, by itself, and from another folder."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import onnxruntime
+import pytest
+from jax import export as jax_export
+from PIL import Image
+
+from fewshotseg.errors import InputError
+from fewshotseg.results import export, onnx_export
+from fewshotseg.results.predictor import (
+    create_network,
+    create_predictor,
+    probabilities_of,
+    segment_images,
+)
+
+SIZES = ((45, 61), (7, 130), (97, 20))
+
+
+@pytest.mark.parametrize(
+    "old, new", [(45, 32), (32, 45), (7, 32), (130, 32), (32, 32), (1, 5), (5, 1)]
+)
+def test_resize_weights_are_those_of_pillow(old, new):
+    pixels = np.random.default_rng(old).uniform(0, 255, (old, 3)).astype(np.float32)
+    wanted = Image.fromarray(pixels).resize((3, new), Image.Resampling.BILINEAR)
+    found = np.asarray(export.resize_weights(old, new))
+    np.testing.assert_allclose(found.sum(1), 1.0, atol=1e-6)
+    np.testing.assert_allclose(found @ pixels, np.asarray(wanted), atol=1e-3)
+
+
+@pytest.fixture(
+    scope="module", params=[(3, 1), (1, 1), (3, 3)], ids="{0[0]}_channels_{0[1]}_classes".format
+)
+def predictor(request):
+    """A tiny model, with logits large enough for probabilities all over [0, 1]."""
+    channels, num_classes = request.param
+    fields = {"width": 4, "num_levels": 2}
+    config = {
+        "data": {"image_size": (32, 24), "channels": channels},
+        "segmenter": {"name": "unet", "unet": fields},
+        "evaluate": {"threshold": 0.4},
+    }
+    names = [f"class {i}" for i in range(num_classes)]
+    weights = create_network(config, num_classes + 1).init(jax.random.key(0))
+    weights["logits"]["kernel"] = 4.0 * weights["logits"]["kernel"]
+    return create_predictor(config, weights, names, "test")
+
+
+def _pictures(numbers=0):
+    draw = np.random.default_rng(numbers)
+    for size in SIZES:
+        coarse = draw.integers(0, 256, (4, 4, 3), np.uint8)
+        yield np.asarray(Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC))
+
+
+def test_stablehlo_predicts_as_the_model(predictor, tmp_path):
+    exported = jax_export.deserialize(bytearray(export.stablehlo(predictor)))
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    call = jax.jit(exported.call)
+    for image in _pictures():
+        (wanted,) = probabilities_of(predictor, [image], ["a"], 1)
+        found = np.asarray(call(image))
+        assert found.shape == (*image.shape[:2], wanted.shape[-1]) and np.ptp(wanted) > 0.1
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
+        grey = np.ascontiguousarray(image[..., :1])
+        (wanted,) = probabilities_of(predictor, [grey], ["a"], 1)
+        np.testing.assert_allclose(call(np.repeat(grey, 3, -1)), wanted, atol=1e-4)
+
+
+def test_onnx_predicts_as_the_model(predictor):
+    session = onnxruntime.InferenceSession(onnx_export.onnx_file(predictor))
+    for image in _pictures():
+        (wanted,) = probabilities_of(predictor, [image], ["a"], 1)
+        (found,) = session.run(None, {"image": image})
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("runs_on", ["onnx", "stablehlo"])
+def test_the_folder_predicts_by_itself(predictor, runs_on, tmp_path, monkeypatch):
+    """In another process, from another folder, without this package."""
+    lines = []
+    if runs_on == "stablehlo":
+        monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    folder = export.export_model(predictor, tmp_path / "out", {"model": "ours"}, lines.append)
+    assert (folder / "model.onnx").exists() == (not lines) == (runs_on == "onnx")
+    about = json.loads((folder / "model.json").read_text())
+    assert about["class_names"] == list(predictor.class_names) and about["threshold"] == 0.4
+    assert set(about["files"]) == {p.name for p in folder.iterdir() if "model." in p.name} - {
+        "model.json"
+    }
+    image = next(_pictures())
+    Image.fromarray(image).save(tmp_path / "a.png")
+    done = subprocess.run(
+        [sys.executable, folder / "predict_standalone.py", "a.png"],
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (wanted,) = segment_images(predictor, [image], ["a"], 1)
+    with Image.open(tmp_path / "a.png.mask.png") as mask:
+        scale = 255 if len(predictor.class_names) == 1 else 1
+        np.testing.assert_array_equal(np.asarray(mask), scale * wanted)
+    areas = [f"{n} {(wanted == i).sum()} px" for i, n in enumerate(predictor.class_names, 1)]
+    assert done.stdout == f"a.png: {', '.join(areas)}\n"
+
+
+def test_a_model_without_a_network_is_refused(predictor, tmp_path):
+    with pytest.raises(InputError, match="no network to export"):
+        export.export_model(dataclasses.replace(predictor, network=None), tmp_path, {})
