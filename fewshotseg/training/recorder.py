@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fewshotseg import figures
+from fewshotseg import figures, pictures
 from fewshotseg.data import canvas
 from fewshotseg.errors import InputError
 from fewshotseg.genseg import losses, outer_variables
@@ -175,8 +175,8 @@ class Recorder:
         columns["real image"] = real
         rows = [
             [
-                figures.colour_mask(mask),
-                *(figures.to_uint8(np.asarray(x[i])) for x in columns.values()),
+                pictures.colour_mask(mask),
+                *(pictures.to_uint8(np.asarray(x[i])) for x in columns.values()),
             ]
             for i, mask in enumerate(masks)
         ]

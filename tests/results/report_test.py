@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewshotseg import figures
+from fewshotseg import pictures
 from fewshotseg.errors import InputError
 from fewshotseg.methods import METHODS
 from fewshotseg.results import choice, statistics
@@ -427,7 +427,7 @@ def test_reliability_is_drawn_bin_by_bin():
 
 
 def test_methods_have_colours_of_the_palette_of_their_own():
-    palette = {figures.hex_colour(name) for name in figures.PALETTE}
+    palette = {pictures.hex_colour(name) for name in pictures.PALETTE}
     colours = [report_plots.colour(method) for method in (*METHODS, "generator")]
     assert set(colours) <= palette and len(set(colours)) == len(colours)
 

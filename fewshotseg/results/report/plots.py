@@ -1,6 +1,6 @@
 """The report's plots: log records and per-case scores in, Matplotlib figures out.
 
-No global Matplotlib state. The colours are those of `figures.PALETTE`, one per method. A figure is
+No global Matplotlib state. The colours are those of `pictures.PALETTE`, one per method. A figure is
 about as wide as a telephone's screen, so that pages set several side by side or below each other.
 """
 
@@ -11,13 +11,13 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fewshotseg import figures, fonts
+from fewshotseg import fonts, pictures
 from fewshotseg.methods import METHODS
 
 Record = Mapping[str, object]  # one line of log.jsonl
 
 _METHOD_COLOURS = ("grey", "black", "sky blue", "orange", "green", "blue", "vermilion")
-_TEN = tuple(map(figures.hex_colour, figures.PALETTE)) + ("#a05a2c",)
+_TEN = tuple(map(pictures.hex_colour, pictures.PALETTE)) + ("#a05a2c",)
 _CANDIDATES = (("4", "vermilion"), ("6", "green"), ("8", "blue"))
 # Name, title, keys; the first key is a full line, the second dashed.
 PANELS = (
@@ -141,7 +141,7 @@ def architecture(records: Sequence[Record]) -> tuple[Figure, float] | None:
             for i in range(weights.shape[2]):
                 name, tint = _CANDIDATES[i] if i < 3 else (str(i), "black")
                 line = weights[:, level, i]
-                _plot(axis, steps, line, "-", figures.hex_colour(tint), f"kernel {name}")
+                _plot(axis, steps, line, "-", pictures.hex_colour(tint), f"kernel {name}")
             axis.set_title(f"{side} level {level + 1}", fontsize=8)
     low = min(float(weights.min()) for _, weights in sides.values())
     high = max(float(weights.max()) for _, weights in sides.values())
@@ -213,9 +213,9 @@ def estimators(rows: Sequence[Mapping]) -> bytes:
 def colour(method: str) -> str:
     """The colour of a method or of the generator's pre-training."""
     if method not in METHODS:
-        return figures.hex_colour("purple")
+        return pictures.hex_colour("purple")
     order = list(METHODS).index(method)
-    return figures.hex_colour(_METHOD_COLOURS[order % len(_METHOD_COLOURS)])
+    return pictures.hex_colour(_METHOD_COLOURS[order % len(_METHOD_COLOURS)])
 
 
 def png(figure: Figure) -> bytes:
