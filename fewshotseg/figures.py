@@ -1,11 +1,7 @@
-"""Pictures of images and masks: contact sheets, overlays, grids.
+"""Files with pictures of images and masks: contact sheets, overlays, grids.
 
-Everything is drawn on arrays and written by Matplotlib's Agg canvas or Pillow, so no display, no
-global figure state and no accelerator is involved. Files appear complete or not at all.
-
-`PALETTE` is that of Okabe and Ito ("Color universal design", 2008), which stays distinguishable with
-the common forms of colour blindness; all pictures and plots take their colours from it. Outlines get
-a dark rim so that they stand out on bright and dark images alike.
+Everything is drawn on arrays (`pictures`) and written by Matplotlib's Agg canvas or Pillow, so no
+display, no global figure state and no accelerator is involved. Files appear complete or not at all.
 """
 
 from __future__ import annotations
@@ -22,32 +18,14 @@ from PIL import Image
 
 from fewshotseg import files, fonts
 from fewshotseg.errors import InputError
+from fewshotseg.pictures import PREDICTION_COLOUR, REFERENCE_COLOUR, overlay, to_rgb
 
 if TYPE_CHECKING:  # types.py imports JAX, which drawing does not need
     from fewshotseg.types import Case
 
-PALETTE = {
-    "orange": (230, 159, 0),
-    "sky blue": (86, 180, 233),
-    "green": (0, 158, 115),
-    "yellow": (240, 228, 66),
-    "purple": (204, 121, 167),
-    "vermilion": (213, 94, 0),
-    "blue": (0, 114, 178),
-    "black": (0, 0, 0),
-    "grey": (119, 119, 119),
-}
-PREDICTION_COLOUR = PALETTE["orange"]
-REFERENCE_COLOUR = PALETTE["sky blue"]
-CLASS_COLOURS = tuple(PALETTE.values())[:7]  # of class ids 1, 2, ...; repeats after the last
 _DPI = 100
 _GAP = 8  # pixels between tiles
 _LINE = 16  # pixels of height of a line of text
-
-
-def hex_colour(name: str) -> str:
-    """A colour of `PALETTE` as Matplotlib and HTML write it."""
-    return "#{:02x}{:02x}{:02x}".format(*PALETTE[name])
 
 
 def save_image(image: np.ndarray, path: str | os.PathLike[str], *, compress_level: int = 6) -> None:
@@ -61,78 +39,6 @@ def save_image(image: np.ndarray, path: str | os.PathLike[str], *, compress_leve
     files.write_bytes(path, buffer.getvalue())
 
 
-def to_rgb(image: np.ndarray) -> np.ndarray:
-    """uint8 `[H, W]`, `[H, W, 1]` or `[H, W, 3]` as a new uint8 `[H, W, 3]` array."""
-    image = np.asarray(image)
-    if image.dtype != np.uint8 or image.ndim not in (2, 3):
-        raise ValueError(f"expected a uint8 image, got {image.dtype} of shape {image.shape}")
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.shape[-1] not in (1, 3):
-        raise ValueError(f"expected 1 or 3 channels, got shape {image.shape}")
-    return np.array(np.broadcast_to(image, image.shape[:2] + (3,)))
-
-
-def to_uint8(image: np.ndarray) -> np.ndarray:
-    """RGB uint8 `[H, W, 3]` of an image `[H, W, C]` in [-1, 1]."""
-    pixels = np.round((np.clip(image, -1, 1) + 1) * 127.5).astype(np.uint8)
-    return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
-
-
-def colour_mask(mask: np.ndarray) -> np.ndarray:
-    """Class ids `[H, W]` as a picture uint8 `[H, W, 3]`: white if binary, else a colour each."""
-    mask = np.asarray(mask)
-    if mask.max(initial=0) <= 1:
-        return to_rgb((mask > 0).astype(np.uint8) * 255)
-    return np.where(mask[..., None] > 0, _class_colours(mask), np.uint8(0))
-
-
-def outline(mask: np.ndarray, width: int = 1) -> np.ndarray:
-    """Boundary pixels of every region of class ids `[H, W]`, drawn inwards, as bool `[H, W]`.
-
-    A region that reaches the edge of the picture is closed along the edge, and each of two
-    touching classes has its own boundary.
-    """
-    mask = np.asarray(mask)
-    inside = (mask > 0) & np.logical_and.reduce([n == mask for n in _neighbours(mask)])
-    for _ in range(width - 1):
-        inside &= np.logical_and.reduce(_neighbours(inside))
-    return (mask > 0) & ~inside
-
-
-def overlay(
-    image: np.ndarray, prediction: np.ndarray, reference: np.ndarray | None = None
-) -> np.ndarray:
-    """Outlines of a prediction (orange) and of the reference (sky blue) on an image.
-
-    Where the two outlines coincide, they are dashed in both colours. Without a reference, every
-    class of the prediction has its own of `CLASS_COLOURS`, the first of them orange.
-
-    Args:
-      image: uint8 `[H, W]`, `[H, W, 1]` or `[H, W, 3]`.
-      prediction: class ids `[H, W]`.
-      reference: class ids `[H, W]`, or None if there is none.
-
-    Returns:
-      uint8 `[H, W, 3]`.
-    """
-    picture = to_rgb(image)
-    width = _line_width(picture.shape)
-    line, rim = _outline_and_rim(prediction, picture, width, "prediction")
-    if reference is None:
-        picture[rim] = picture[rim] * 0.4
-        picture[line] = _class_colours(np.asarray(prediction)[line])
-        return picture
-    other, other_rim = _outline_and_rim(reference, picture, width, "reference")
-    rim = rim | other_rim
-    picture[rim] = picture[rim] * 0.4
-    picture[other] = REFERENCE_COLOUR
-    row, column = np.indices(line.shape)
-    dash = (row + column) // (4 * width) % 2 == 0
-    picture[line & (dash | ~other)] = PREDICTION_COLOUR
-    return picture
-
-
 def save_overlay(
     image: np.ndarray,
     prediction: np.ndarray,
@@ -143,7 +49,7 @@ def save_overlay(
     smallest: int = 448,
     largest: int = 1280,
 ) -> None:
-    """Writes `overlay` as PNG, for looking at and not for measuring.
+    """Writes `pictures.overlay` as PNG, for looking at and not for measuring.
 
     The longer side is brought between `smallest` and `largest` pixels before outlines are drawn, so
     that they are thin lines on small and on large images. With a title, a strip above the picture
@@ -223,7 +129,7 @@ def image_grid(
     """Writes rows of images as a PNG, for example mask | synthetic image | real image.
 
     Args:
-      rows: uint8 images `[H, W]`, `[H, W, 1]` or `[H, W, 3]`; `colour_mask` makes one of a mask.
+      rows: uint8 images `[H, W]`, `[H, W, 1]` or `[H, W, 3]`; `pictures.colour_mask` makes one of a mask.
       path: of the PNG.
       titles: one per column, or none.
       tile: pixels of the longer side of a tile; proportions are kept.
@@ -277,30 +183,6 @@ def _write_canvas(canvas: np.ndarray, texts, path) -> None:
     buffer = io.BytesIO()
     agg.print_png(buffer)
     files.write_bytes(path, buffer.getvalue())
-
-
-def _outline_and_rim(mask, picture, width, name) -> tuple[np.ndarray, np.ndarray]:
-    """Where the line goes, and the pixels just outside the regions, which are to be darkened."""
-    mask = np.asarray(mask)
-    if mask.shape != picture.shape[:2]:
-        raise ValueError(f"{name} has shape {mask.shape}, the image {picture.shape[:2]}")
-    line = outline(mask, width)
-    return line, np.logical_or.reduce(_neighbours(line)) & (mask == 0)
-
-
-def _class_colours(ids: np.ndarray) -> np.ndarray:
-    palette = np.array(CLASS_COLOURS, np.uint8)
-    return palette[(ids.astype(np.int64) - 1) % len(palette)]
-
-
-def _neighbours(array: np.ndarray) -> list[np.ndarray]:
-    """The array moved by one pixel up, down, left and right; 0 comes in at the edge."""
-    padded = np.pad(array, 1)
-    return [padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]]
-
-
-def _line_width(shape) -> int:
-    return max(1, round(max(shape[:2]) / 240))
 
 
 def _fit(shape, tile: int) -> tuple[int, int]:

@@ -6,12 +6,32 @@ import pathlib
 import jax
 import pytest
 
+# Compiling is most of what the tests do. XLA's optimisations double it, and no test is about them:
+# JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests with them.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of processes that tests start
+jax.config.update(
+    "jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
+)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_compiled_programs():
     """Compiled programs use up the memory maps that Linux allows a process."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """Of the processes that tests start: what one of them compiles, in any test, the others read."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all workers
+    return {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
 
 
 @pytest.fixture(scope="session")

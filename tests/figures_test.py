@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewshotseg import figures
+from fewshotseg import figures, pictures
 from fewshotseg.errors import InputError
 from fewshotseg.types import Case
 
@@ -29,7 +29,7 @@ def _has(picture, colour):
 
 def test_outline_of_a_square():
     mask = _square()
-    thin, thick = figures.outline(mask), figures.outline(mask, 3)
+    thin, thick = pictures.outline(mask), pictures.outline(mask, 3)
     assert thin.sum() == 4 * 9 and not thin[7:15, 7:15].any() and not thin[mask == 0].any()
     assert thick.sum() == 100 - 16 and not thick[9:13, 9:13].any()
 
@@ -37,7 +37,7 @@ def test_outline_of_a_square():
 def test_outline_separates_touching_classes_and_closes_at_the_edge():
     mask = np.ones((6, 9), np.uint8)
     mask[:, 5:] = 2
-    line = figures.outline(mask)
+    line = pictures.outline(mask)
     assert line[:, 4].all() and line[:, 5].all()
     assert line[0].all() and line[-1].all() and line[:, 0].all() and line[:, -1].all()
     assert not line[1:-1, 1:4].any()
@@ -48,41 +48,41 @@ def test_overlay_colours(shape):
     image = np.full(shape, 200, np.uint8)
     before = image.copy()
     prediction, reference = _square(start=3, stop=9), _square(start=12, stop=20)
-    picture = figures.overlay(image, prediction, reference)
+    picture = pictures.overlay(image, prediction, reference)
     assert picture.shape == (24, 24, 3) and picture.dtype == np.uint8
-    assert np.array_equal(_has(picture, figures.PREDICTION_COLOUR), figures.outline(prediction))
-    assert np.array_equal(_has(picture, figures.REFERENCE_COLOUR), figures.outline(reference))
+    assert np.array_equal(_has(picture, pictures.PREDICTION_COLOUR), pictures.outline(prediction))
+    assert np.array_equal(_has(picture, pictures.REFERENCE_COLOUR), pictures.outline(reference))
     assert (picture[22, 2] == 200).all() and (picture[4, 5] == 200).all()
     assert (picture[2, 5] == 80).all()  # the dark rim, outside
     assert np.array_equal(image, before)
 
 
 def test_overlay_of_equal_masks_shows_both():
-    picture = figures.overlay(np.zeros((24, 24, 3), np.uint8), _square(), _square())
-    orange = _has(picture, figures.PREDICTION_COLOUR)
-    blue = _has(picture, figures.REFERENCE_COLOUR)
-    assert np.array_equal(orange | blue, figures.outline(_square()))
+    picture = pictures.overlay(np.zeros((24, 24, 3), np.uint8), _square(), _square())
+    orange = _has(picture, pictures.PREDICTION_COLOUR)
+    blue = _has(picture, pictures.REFERENCE_COLOUR)
+    assert np.array_equal(orange | blue, pictures.outline(_square()))
     assert orange.sum() > 8 and blue.sum() > 8
 
 
 def test_overlay_of_classes_without_reference():
     mask = _square(start=2, stop=8) + 2 * _square(start=12, stop=20)
-    picture = figures.overlay(np.zeros((24, 24), np.uint8), mask)
-    assert np.array_equal(_has(picture, figures.CLASS_COLOURS[0]), figures.outline(mask == 1))
-    assert np.array_equal(_has(picture, figures.CLASS_COLOURS[1]), figures.outline(mask == 2))
+    picture = pictures.overlay(np.zeros((24, 24), np.uint8), mask)
+    assert np.array_equal(_has(picture, pictures.CLASS_COLOURS[0]), pictures.outline(mask == 1))
+    assert np.array_equal(_has(picture, pictures.CLASS_COLOURS[1]), pictures.outline(mask == 2))
 
 
 def test_overlay_refuses_another_size():
     with pytest.raises(ValueError, match="reference has shape"):
-        figures.overlay(np.zeros((9, 9), np.uint8), np.zeros((9, 9)), np.zeros((9, 8)))
+        pictures.overlay(np.zeros((9, 9), np.uint8), np.zeros((9, 9)), np.zeros((9, 8)))
 
 
 def test_colour_mask():
-    assert np.array_equal(figures.colour_mask(_square())[..., 1], _square() * 255)
-    many = figures.colour_mask(np.array([[0, 1, 2, 8]]))
+    assert np.array_equal(pictures.colour_mask(_square())[..., 1], _square() * 255)
+    many = pictures.colour_mask(np.array([[0, 1, 2, 8]]))
     assert many[0].tolist() == [
         [0, 0, 0],
-        *(list(figures.CLASS_COLOURS[i]) for i in (0, 1, 0)),
+        *(list(pictures.CLASS_COLOURS[i]) for i in (0, 1, 0)),
     ]
 
 
@@ -92,7 +92,7 @@ def test_saved_overlay_keeps_proportions(tmp_path):
     figures.save_overlay(image, mask, tmp_path / "a" / "small.png", smallest=320)
     small = _read(tmp_path / "a" / "small.png")
     assert small.shape == (160, 320, 3)
-    rows, columns = np.nonzero(_has(small, figures.PREDICTION_COLOUR))
+    rows, columns = np.nonzero(_has(small, pictures.PREDICTION_COLOUR))
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (40, 119, 80, 239)
     figures.save_overlay(image, mask, tmp_path / "large.png", smallest=10, largest=20)
     assert _read(tmp_path / "large.png").shape == (10, 20, 3)
@@ -117,7 +117,7 @@ def test_contact_sheet_has_a_tile_for_each_case(tmp_path):
     figures.contact_sheet(_cases(5), path, columns=3, tile=100)
     picture = _read(path)
     assert picture.shape[1] == 3 * 100 + 4 * 8
-    outlined = _has(picture, figures.CLASS_COLOURS[0])
+    outlined = _has(picture, pictures.CLASS_COLOURS[0])
     columns = [slice(8 + i * 108, 108 + i * 108) for i in range(3)]
     split = 8 + 100 + 16 + 4
     counts = [
@@ -173,5 +173,5 @@ def test_real_images(shared_data, tmp_path):
         mask = np.asarray(Image.open(folder / "masks" / path.name).convert("L")) > 127
         cases.append(Case(path.stem, _read(path), mask.astype(np.uint8)))
     figures.contact_sheet(cases, tmp_path / "sheet.png")
-    orange = _has(_read(tmp_path / "sheet.png"), figures.CLASS_COLOURS[0])
+    orange = _has(_read(tmp_path / "sheet.png"), pictures.CLASS_COLOURS[0])
     assert 100 < orange.sum() < 0.1 * orange.size

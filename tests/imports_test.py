@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms on their floors; a room imports only from lower floors, and from itself.
 FLOORS = (
     {"types", "errors", "methods", "hypergradient"},
-    {"genseg", "models", "files", "fonts"},
+    {"genseg", "models", "files", "fonts", "pictures"},
     {"runs", "figures"},
     {"data"},
     {"results"},

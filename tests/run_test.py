@@ -1,11 +1,11 @@
 """run.py as a user meets it: a whole run, kills and interrupts, prediction, and bad input.
 
-One toy run is made by the real command; the others repeat it with the same compilation cache.
+One toy run is made by the real command; what needs a process of its own (kills, interrupts) repeats it,
+and reads what it compiled. What does not is a command line given to `cli.main`.
 """
 
 import csv
 import json
-import os
 import pathlib
 import shutil
 import signal
@@ -16,10 +16,11 @@ import time
 import jax
 import numpy as np
 import pytest
+import toy_config
 from PIL import Image
 
 from configs import demo, folder
-from fewshotseg import commands, errors
+from fewshotseg import cli, commands, errors
 from fewshotseg.data.survey import Survey
 from fewshotseg.results import predictor as trained
 from fewshotseg.runs import checkpoint, lock
@@ -33,41 +34,38 @@ METHODS = ("real_only", "joint", "end2end")
 GOLDEN = {"outer/loss": (1.59434, 0.01), "outer/hypergradient_norm": (0.1668, 0.1)}
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+def arguments(workdir, *flags):
+    """Of the command that trains the toy run, after the name of the program."""
+    config = f"{ROOT}/tests/toy_config.py:method={'+'.join(METHODS)}"
+    return [f"--config={config}", f"--workdir={workdir}", *flags]
 
 
-def command(workdir, cache, *flags):
-    return [
-        sys.executable,
-        str(ROOT / "run.py"),
-        f"--config={ROOT}/configs/demo.py:runlocal,method={'+'.join(METHODS)}",
-        f"--workdir={workdir}",
-        f"--config.compilation_cache={cache}",
-        *flags,
-    ]
+def command(workdir, *flags):
+    return [sys.executable, str(ROOT / "run.py"), *arguments(workdir, *flags)]
 
 
-def environment():
-    return {**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-
-
-def run(*args, **kwargs):
+def run(environment, *args):
+    """What the command printed, which ended well."""
     done = subprocess.run(
-        command(*args), capture_output=True, text=True, env=environment(), timeout=900, **kwargs
+        command(*args), capture_output=True, text=True, env=environment, timeout=1800
     )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    return done.stdout
+
+
+def refused(capsys, *args):
+    """The sentence with which the command ends, in this process."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["run.py", *arguments(*args)])
+    assert caught.value.code == cli.INPUT_ERROR
+    return capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, cache):
+def finished(tmp_path_factory, environment):
     """The folder of a run that nothing disturbed, and what it printed."""
     workdir = tmp_path_factory.mktemp("runs") / "finished"
-    done = run(workdir, cache)
-    assert done.returncode == 0, done.stderr
-    return workdir, done
+    return workdir, run(environment, workdir)
 
 
 def model_of(workdir, method):
@@ -93,9 +91,9 @@ def wait_for_step(process, path, step):
 
 
 def test_a_run_leaves_what_it_promises(finished):
-    workdir, done = finished
+    workdir, printed = finished
     for method in METHODS:
-        assert method in done.stdout
+        assert method in printed
         for test_set in ("test", "shifted"):
             folder_ = workdir / method / "evaluation" / test_set
             summary = json.loads((folder_ / "summary.json").read_text())
@@ -133,18 +131,18 @@ def test_golden_outer_step(finished):
         )
 
 
-def test_killed_three_times_ends_with_the_same_bits(finished, cache, tmp_path):
+def test_killed_three_times_ends_with_the_same_bits(finished, environment, tmp_path):
     workdir = tmp_path / "killed"
     for log, step in (("generator", 15), ("joint", 5), ("end2end", 15)):
         with subprocess.Popen(
-            command(workdir, cache),
+            command(workdir),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=environment(),
+            env=environment,
         ) as process:
             assert wait_for_step(process, workdir / log / "log.jsonl", step)
             process.send_signal(signal.SIGKILL)
-    assert run(workdir, cache).returncode == 0
+    run(environment, workdir)
     for method in METHODS:
         assert_same_bits(model_of(workdir, method), model_of(finished[0], method))
         assert cases_of(workdir, method) == cases_of(finished[0], method)
@@ -168,14 +166,16 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
         ("SIG_IGN", signal.SIGTERM, 143, "terminated"),  # in the background of a shell script
     ],
 )
-def test_an_interrupt_leaves_a_model_that_predicts(of_ctrl_c, sent, code, words, cache, tmp_path):
+def test_an_interrupt_leaves_a_model_that_predicts(
+    of_ctrl_c, sent, code, words, environment, tmp_path
+):
     workdir = tmp_path / "stopped"
-    started = command(workdir, cache, "--config.methods=real_only")
+    started = command(workdir, "--config.methods=real_only")
     with subprocess.Popen(
         [sys.executable, "-c", LAUNCH, of_ctrl_c, *started[1:]],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=environment(),
+        env=environment,
     ) as process:
         assert wait_for_step(process, workdir / "real_only" / "log.jsonl", 5)
         process.send_signal(sent)
@@ -183,44 +183,55 @@ def test_an_interrupt_leaves_a_model_that_predicts(of_ctrl_c, sent, code, words,
     assert process.returncode == code
     assert f"{words}. What is trained is saved; the same command continues it" in message.decode()
     assert "Traceback" not in message.decode()
-    image = np.zeros((1, 32, 32, 3), np.float32)
+    image = np.zeros((1, 16, 16, 3), np.float32)
     probabilities = trained.load_predictor(workdir).predict_probabilities(image)
-    assert probabilities.shape == (1, 32, 32, 1) and np.isfinite(probabilities).all()
+    assert probabilities.shape == (1, 16, 16, 1) and np.isfinite(probabilities).all()
 
 
-def test_more_steps_with_a_constant_schedule_are_steps_in_one_go(cache, tmp_path):
-    flags = ("--config.methods=real_only", "--config.optim.schedule=constant")
-    for workdir, steps in (("twice", 10), ("once", 20)):
-        done = run(tmp_path / workdir, cache, *flags, f"--config.train.num_steps={steps}")
-        assert done.returncode == 0, done.stderr
-    done = subprocess.run(  # the folder says what it was
-        [sys.executable, str(ROOT / "run.py"), f"--workdir={tmp_path / 'twice'}",
-         "--config.train.num_steps=20"],
-        capture_output=True, text=True, env=environment(), timeout=900,
+# Several command lines in one process.
+COMMANDS = """
+import json, sys
+from fewshotseg import cli
+for arguments in json.loads(sys.argv[1]):
+    cli.main(["run.py", *arguments])
+"""
+
+
+def test_more_steps_with_a_constant_schedule_are_steps_in_one_go(environment, tmp_path):
+    """And the time they take is estimated before the first one, where compiled programs are kept."""
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    kept = f"--config.compilation_cache={environment['JAX_COMPILATION_CACHE_DIR']}"
+    flags = ("--config.methods=real_only", "--config.train.num_steps=10", kept)
+    lines = [
+        arguments(once, "--config.methods=real_only"),
+        arguments(twice, *flags),
+        [f"--workdir={twice}", "--config.train.num_steps=20"],  # the folder says what it was
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS, json.dumps(lines)],
+        capture_output=True, text=True, env=environment, timeout=1800, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "grows from 10 to 20" in done.stdout and "20 steps in one go" in done.stdout
-    once, twice = tmp_path / "once", tmp_path / "twice"
+    assert done.stdout.count("Timing one step of everything") == 1
     assert_same_bits(model_of(twice, "real_only"), model_of(once, "real_only"))
     assert cases_of(twice, "real_only") == cases_of(once, "real_only")
 
 
-def test_predict_keeps_sizes_and_reports_what_it_cannot_read(finished, cache, tmp_path):
+def test_predict_keeps_sizes_and_reports_what_it_cannot_read(finished, capsys, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     for name, size in (("wide.png", (50, 20)), ("tall.jpg", (31, 47))):
         Image.new("RGB", size, (180, 140, 120)).save(images / name)
-    done = run(finished[0], cache, "--mode=predict", f"--input={images}", f"--output={tmp_path}/o")
-    assert done.returncode == 0, done.stderr
+    flags = ("--mode=predict", f"--input={images}")
+    cli.main(["run.py", *arguments(finished[0], *flags, f"--output={tmp_path}/o")])
     sizes = {}
     for path in (tmp_path / "o" / "masks").iterdir():
         with Image.open(path) as mask:
             sizes[path.stem] = mask.size
     assert sizes == {"wide": (50, 20), "tall": (31, 47)}
     (images / "broken.png").write_bytes(b"not an image")
-    flags = ("--mode=predict", f"--input={images}", f"--output={tmp_path}/o2")
-    done = run(finished[0], cache, *flags)
-    assert done.returncode == 2 and "broken.png" in done.stderr
+    assert "broken.png" in refused(capsys, finished[0], *flags, f"--output={tmp_path}/o2")
     assert len(list((tmp_path / "o2" / "masks").iterdir())) == 2
 
 
@@ -233,31 +244,31 @@ def test_the_model_is_the_average_at_the_last_step(finished):
         assert float(model["dice"]) == pytest.approx(dice[20])
 
 
-def test_evaluate_measures_again(finished, cache, tmp_path):
+def test_evaluate_measures_again(finished, tmp_path):
     """The same numbers; with another threshold, others."""
     copy = shutil.copytree(finished[0], tmp_path / "run")
     summary = copy / "real_only" / "evaluation" / "shifted" / "summary.json"
     before = json.loads(summary.read_text())
     summary.unlink()
     for more, threshold in (([], 0.5), (["--config.evaluate.threshold=0.9"], 0.9)):
-        done = run(copy, cache, "--mode=evaluate", *more)
-        assert done.returncode == 0, done.stderr
+        flags = ("--mode=evaluate", "--config.methods=real_only", *more)
+        cli.main(["run.py", *arguments(copy, *flags)])
         after = json.loads(summary.read_text())
         assert after["threshold"] == threshold
         if not more:
             assert after["mean"]["dice"] == before["mean"]["dice"]
 
 
-def test_a_mistyped_field_is_refused_with_a_suggestion(cache, tmp_path):
+def test_a_mistyped_field_is_refused_with_a_suggestion(environment, tmp_path):
     done = subprocess.run(
-        command(tmp_path, cache, "--config.train.num_step=3"), capture_output=True, text=True
-    )
-    assert done.returncode != 0 and "num_steps" in done.stderr
+        command(tmp_path, "--config.train.num_step=3"),
+        capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    assert done.returncode == cli.INPUT_ERROR and "num_steps" in done.stderr
 
 
-def test_another_configuration_needs_another_folder(finished, cache):
-    done = run(finished[0], cache, "--config.train.num_steps=19")
-    assert done.returncode == 2 and "train.num_steps" in done.stderr
+def test_another_configuration_needs_another_folder(finished, capsys):
+    assert "train.num_steps" in refused(capsys, finished[0], "--config.train.num_steps=19")
 
 
 # --- Bad input, in this process: one InputError that run.py prints as one line --------------------------
@@ -453,8 +464,7 @@ def test_batch_size_must_fit_the_devices(monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_names_stage_and_step(tmp_path):
-    config = demo.get_config("runlocal,method=real_only")
-    config.compilation_cache = ""
+    config = toy_config.get_config("method=real_only")
     config.optim.learning_rate = 1e30
     with pytest.raises(errors.InputError, match=r"real_only: segmenter/.* at step \d+"):
         commands.run("train", config, Flags(tmp_path / "run"))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fewshotseg import figures
+from fewshotseg import figures, pictures
 from fewshotseg.data import canvas
 from fewshotseg.errors import InputError
 from fewshotseg.genseg import losses, outer_variables
@@ -176,8 +176,8 @@ class Recorder:
         """A column of images and one of outlines per source, a row per example."""
         titles, columns = [], []
         for name, pairs in self._stage.pairs(state).items():
-            images = [figures.to_uint8(image) for image in np.asarray(pairs.images)]
-            outlined = map(figures.overlay, images, np.asarray(pairs.masks))
+            images = [pictures.to_uint8(image) for image in np.asarray(pairs.images)]
+            outlined = map(pictures.overlay, images, np.asarray(pairs.masks))
             titles += [name.replace("_", " "), "and its label"]
             columns += [images, list(outlined)]
         return [list(row) for row in zip(*columns, strict=True)], titles
@@ -194,8 +194,8 @@ class Recorder:
         columns["real image"] = real
         rows = [
             [
-                figures.colour_mask(mask),
-                *(figures.to_uint8(np.asarray(x[i])) for x in columns.values()),
+                pictures.colour_mask(mask),
+                *(pictures.to_uint8(np.asarray(x[i])) for x in columns.values()),
             ]
             for i, mask in enumerate(masks)
         ]

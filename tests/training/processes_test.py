@@ -11,15 +11,11 @@ import time
 
 import pytest
 
+from fewshotseg import cli, commands, errors
 from fewshotseg.runs import checkpoint
 from fewshotseg.runs import log as summaries
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
 
 
 def _free_port():
@@ -28,17 +24,15 @@ def _free_port():
         return probe.getsockname()[1]
 
 
-def _start(workdir, cache, num_processes, *flags):
+def _start(environment, workdir, method, num_processes, *flags):
     """The processes of one run, and the files with what they print."""
     port, started = _free_port(), []
     for i in range(num_processes):
         command = [
             sys.executable,
             str(ROOT / "run.py"),
-            f"--config={ROOT}/configs/demo.py:runlocal,method=joint",
+            f"--config={ROOT}/tests/toy_config.py:method={method}",
             f"--workdir={workdir}",
-            f"--config.compilation_cache={cache}",
-            "--config.test_sets.shifted.phantom.num_cases=3",
             "--config.pretrain.num_steps=5",
             *flags,
         ]
@@ -48,10 +42,7 @@ def _start(workdir, cache, num_processes, *flags):
         output = workdir.parent / f"{workdir.name}_{i}_{len(list(workdir.parent.iterdir()))}.txt"
         with output.open("w") as file:
             process = subprocess.Popen(
-                command,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
+                command, stdout=file, stderr=subprocess.STDOUT, env=environment
             )
         started.append((process, output))
     return started
@@ -62,41 +53,33 @@ def _finish(started):
         assert process.wait(timeout=600) == 0, output.read_text()
 
 
-def _numbers(workdir):
-    lines = summaries.read_log(workdir / "joint" / "log.jsonl")
+def _numbers(workdir, method):
+    lines = summaries.read_log(workdir / method / "log.jsonl")
     return {line["step"]: line for line in lines}
 
 
-@pytest.fixture(scope="module")
-def single(tmp_path_factory, cache):
-    workdir = tmp_path_factory.mktemp("single") / "run"
-    _finish(_start(workdir, cache, 1))
-    return workdir
-
-
-def test_two_processes_train_as_one(single, cache, tmp_path):
-    workdir = tmp_path / "run"
-    _finish(_start(workdir, cache, 2))
-    found, expected = _numbers(workdir), _numbers(single)
+def test_two_processes_train_as_one(environment, tmp_path):
+    one, workdir = tmp_path / "one", tmp_path / "run"
+    _finish(_start(environment, one, "joint", 1))
+    _finish(_start(environment, workdir, "joint", 2))
+    found, expected = _numbers(workdir, "joint"), _numbers(one, "joint")
     assert found.keys() == expected.keys() and max(found) == 20
     for step, line in expected.items():
         for key in ("segmenter/loss", "generator/loss", "discriminator/loss"):
             assert found[step][key] == pytest.approx(line[key], rel=2e-3), (step, key)
-    environment = json.loads((workdir / "environment.json").read_text())
-    assert "2 processes" in environment["device"]
+    written = json.loads((workdir / "environment.json").read_text())
+    assert "2 processes" in written["device"]
     assert (workdir / "report.html").exists()
     assert checkpoint.has_checkpoint(workdir / "joint" / "checkpoints")
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_losing_a_process_ends_the_run_and_one_process_can_finish_it(
-    victim, single, cache, tmp_path
-):
+def test_losing_a_process_ends_the_run_and_one_process_can_finish_it(victim, environment, tmp_path):
     workdir = tmp_path / "run"
-    flags = ("--config.train.num_steps=100",)
-    started = _start(workdir, cache, 2, *flags)
-    log = workdir / "joint" / "log.jsonl"
-    deadline = time.monotonic() + 300
+    flags = ("--config.train.num_steps=300", "--config.eval_every=100")
+    started = _start(environment, workdir, "real_only", 2, *flags)
+    log = workdir / "real_only" / "log.jsonl"
+    deadline = time.monotonic() + 600
     while not (log.exists() and len(summaries.read_log(log)) > 5):
         assert time.monotonic() < deadline, started[0][1].read_text()
         time.sleep(0.05)
@@ -109,11 +92,19 @@ def test_losing_a_process_ends_the_run_and_one_process_can_finish_it(
     assert "Traceback" not in output.read_text()
     if victim == 0:
         return
-    last = max(_numbers(workdir))
-    _finish(_start(workdir, cache, 1, *flags))
-    assert last < max(_numbers(workdir)) == 100
+    last = max(_numbers(workdir, "real_only"))
+    _finish(_start(environment, workdir, "real_only", 1, *flags))
+    assert last < max(_numbers(workdir, "real_only")) == 300
     steps = [line["step"] for line in summaries.read_log(log)]
     assert steps == sorted(set(steps))
+
+
+def _refused(*flags):
+    """The sentence with which a command line is refused, in this process."""
+    values = cli.parse(["run.py", *flags])
+    with pytest.raises(errors.InputError) as caught:
+        commands.run(values.mode, values.config, values)
+    return str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -127,10 +118,8 @@ def test_losing_a_process_ends_the_run_and_one_process_can_finish_it(
     ],
 )
 def test_flags_that_do_not_fit_together(flags, tmp_path):
-    command = [sys.executable, str(ROOT / "run.py"), f"--workdir={tmp_path / 'run'}", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert "give HOST:PORT of process 0" in done.stderr and "Traceback" not in done.stderr
+    said = _refused(f"--workdir={tmp_path}", "--config.compilation_cache=", *flags)
+    assert "give HOST:PORT of process 0" in said
 
 
 def test_no_scheduler_to_ask(tmp_path):
@@ -138,12 +127,11 @@ def test_no_scheduler_to_ask(tmp_path):
     alone = {
         k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "OMPI", "KUBERNETES"))
     }
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=alone)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=alone)
     assert done.returncode == 2
     assert "found no job of Slurm" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_other_modes_need_no_company(tmp_path):
-    command = [sys.executable, str(ROOT / "run.py"), "--mode=predict", "--coordinator=a:1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and "runs in one process" in done.stderr
+def test_other_modes_need_no_company():
+    flags = ("--mode=predict", "--coordinator=a:1", "--config.compilation_cache=")
+    assert "runs in one process" in _refused(*flags)

@@ -1,6 +1,6 @@
 """The report's plots: log records and per-case scores in, Matplotlib figures out.
 
-No global Matplotlib state. The colours are those of `figures.PALETTE`, one per method. A figure is
+No global Matplotlib state. The colours are those of `pictures.PALETTE`, one per method. A figure is
 about as wide as a telephone's screen, so that pages set several side by side or below each other.
 """
 
@@ -11,24 +11,28 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fewshotseg import figures, fonts
+from fewshotseg import fonts, pictures
 
 Record = Mapping[str, object]  # one line of log.jsonl
 
 _METHOD_COLOURS = {
-    "real_plain": figures.hex_colour("grey"),
-    "real_only": figures.hex_colour("black"),
-    "real_only_half": figures.hex_colour("sky blue"),
-    "copy_paste": figures.hex_colour("yellow"),
+    "real_plain": pictures.hex_colour("grey"),
+    "real_only": pictures.hex_colour("black"),
+    "real_only_half": pictures.hex_colour("sky blue"),
+    "copy_paste": pictures.hex_colour("yellow"),
     "cutmix": "#a05a2c",
     "colour_transfer": "#9acd32",
     "mixture": "#8b0000",
-    "mixture_learned": figures.hex_colour("vermilion"),
-    "separate": figures.hex_colour("orange"),
-    "joint": figures.hex_colour("green"),
-    "end2end": figures.hex_colour("blue"),
+    "mixture_learned": pictures.hex_colour("vermilion"),
+    "mixture_searched": "#e6007e",
+    "mixture_chosen": "#5b3a8c",
+    "mixture_random": "#708090",
+    "mixture_population": "#2f4f4f",
+    "separate": pictures.hex_colour("orange"),
+    "joint": pictures.hex_colour("green"),
+    "end2end": pictures.hex_colour("blue"),
 }
-_TEN = tuple(map(figures.hex_colour, figures.PALETTE)) + ("#a05a2c",)
+_TEN = tuple(map(pictures.hex_colour, pictures.PALETTE)) + ("#a05a2c",)
 _CANDIDATES = (("4", "vermilion"), ("6", "green"), ("8", "blue"))
 # Name, title, keys; the first key is a full line, the second dashed.
 PANELS = (
@@ -152,7 +156,7 @@ def architecture(records: Sequence[Record]) -> tuple[Figure, float] | None:
             for i in range(weights.shape[2]):
                 name, tint = _CANDIDATES[i] if i < 3 else (str(i), "black")
                 line = weights[:, level, i]
-                _plot(axis, steps, line, "-", figures.hex_colour(tint), f"kernel {name}")
+                _plot(axis, steps, line, "-", pictures.hex_colour(tint), f"kernel {name}")
             axis.set_title(f"{side} level {level + 1}", fontsize=8)
     low = min(float(weights.min()) for _, weights in sides.values())
     high = max(float(weights.max()) for _, weights in sides.values())
@@ -223,7 +227,7 @@ def estimators(rows: Sequence[Mapping]) -> bytes:
 
 def colour(method: str) -> str:
     """The colour of a method or of the generator's pre-training."""
-    return _METHOD_COLOURS.get(method, figures.hex_colour("purple"))
+    return _METHOD_COLOURS.get(method, pictures.hex_colour("purple"))
 
 
 def png(figure: Figure) -> bytes:
