@@ -7,6 +7,7 @@ colon: `--config=configs/demo.py:method=end2end,segmenter=unet,seed=1,runlocal`.
 from ml_collections import ConfigDict, FieldReference
 
 METHODS = (
+    "unet_plain", "unet_only",
     "real_plain", "real_only", "real_only_half", "copy_paste", "cutmix", "colour_transfer", "mixture",
     "mixture_learned", "mixture_searched", "mixture_chosen", "mixture_random", "mixture_population",
     "separate", "joint", "end2end",

@@ -25,6 +25,7 @@ class Method:
       augments: whether real pairs are augmented.
       real_batches: real pairs per step, as a multiple of `train.batch_size`; with 2 and without
         synthetic pairs, a method sees as many images per step as one with them.
+      segmenter: which network is trained, a row of `models/factory.py`; '' for that of the configuration.
       summary: for people.
     """
 
@@ -34,6 +35,7 @@ class Method:
     search: str = ""
     augments: bool = True
     real_batches: int = 1
+    segmenter: str = ""
     summary: str = ""
 
     @property
@@ -43,6 +45,15 @@ class Method:
 
 
 METHODS = {
+    "unet_plain": Method(
+        augments=False,
+        real_batches=2,
+        segmenter="unet",
+        summary="a U-Net from scratch on real pairs as they are",
+    ),
+    "unet_only": Method(
+        real_batches=2, segmenter="unet", summary="a U-Net from scratch on augmented real pairs"
+    ),
     "real_plain": Method(
         augments=False, real_batches=2, summary="real pairs as they are, no augmentation"
     ),
@@ -90,6 +101,11 @@ METHODS = {
         summary="likewise, and the hypergradient moves the outer variables",
     ),
 }
+
+
+def segmenter_name(method: str, configured: str) -> str:
+    """The segmenter that a method trains: its own, or the one of the configuration."""
+    return METHODS[method].segmenter if method and METHODS[method].segmenter else configured
 
 
 def resolve(method: Method, sources: Sequence[str]) -> Method:

@@ -152,7 +152,9 @@ def evaluate_run(config: Mapping[str, Any], workdir: pathlib.Path, test_sets: Te
     for method in methods:
         weights, origin, temperature = trained_weights(workdir / method)
         named = f"{method}, {origin}"
-        predictor = create_predictor(config, weights, source.class_names, named, temperature)
+        predictor = create_predictor(
+            config, weights, source.class_names, named, temperature, method
+        )
         evaluate_model(predictor, test_sets, workdir / method, **settings)
 
 

@@ -22,7 +22,7 @@ from jax import export as jax_export
 from fewshotseg import files
 from fewshotseg.data import canvas
 from fewshotseg.errors import InputError
-from fewshotseg.results.predictor import Predictor, create_network
+from fewshotseg.results.predictor import Predictor
 from fewshotseg.runs import folder as run_folder
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -159,29 +159,25 @@ def about_runs(predictor: Predictor, roots: Sequence[str | pathlib.Path]) -> dic
     source = predictor.source
     for root in roots:  # no path of this machine leaves it
         source = source.replace(str(pathlib.Path(root)), pathlib.Path(root).resolve().name)
-    found = [_about_run(pathlib.Path(root)) for root in roots]
-    notices = sorted({notice for _, notice in found} - {""})
     own = "No foreign weights: those of your training, under the terms of your data."
     return {
         "model": source,
-        "licence_of_weights": " ".join(notices) or own,
-        "training": [training for training, _ in found],
+        "licence_of_weights": predictor.notice or own,
+        "training": [_about_run(pathlib.Path(root), predictor) for root in roots],
     }
 
 
-def _about_run(root):
+def _about_run(root, predictor):
     config = run_folder.read_config(root)
     try:
         splits = json.loads((root / "splits.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         splits = {}
-    names = run_folder.read_class_names(root)
-    training = {
+    return {
         "experiment": config["name"],
         "data": config["data"]["source"],
         "images": {role: len(splits[role]) for role in ("train", "validation") if role in splits},
         "steps": config["train"]["num_steps"],
-        "segmenter": config["segmenter"]["name"],
+        "segmenter": predictor.segmenter,
         "seed": config["seed"],
     }
-    return training, create_network(config, len(names) + 1).notice

@@ -11,7 +11,7 @@ import numpy as np
 
 from fewshotseg.data import canvas
 from fewshotseg.errors import InputError
-from fewshotseg.methods import METHODS
+from fewshotseg.methods import METHODS, segmenter_name
 from fewshotseg.models import factory
 from fewshotseg.results import calibration
 from fewshotseg.results.choice import predicting_method
@@ -34,6 +34,8 @@ class Predictor:
       threshold: probability from which a pixel is foreground; only for K = 1.
       source: where the weights came from, for people to read.
       temperature: what the logits are divided by before they become probabilities, see `calibration.py`.
+      segmenter: name of the network.
+      notice: what people should know of weights that were not trained here.
       network: `predict_probabilities` as a function that JAX can trace, with the weights inside of
         it; None where there is no such function.
     """
@@ -45,6 +47,8 @@ class Predictor:
     threshold: float
     source: str
     temperature: float = 1.0
+    segmenter: str = ""
+    notice: str = ""
     network: Callable[[jax.Array], jax.Array] | None = None
 
 
@@ -73,7 +77,8 @@ def load_predictor(folder: str | pathlib.Path, method: str = "") -> Predictor:
         method, why = folder.name, "its folder is the --workdir"
     weights, origin, temperature = trained_weights(root / method)
     source = f"{method} of {root} ({why}), {origin}"
-    return create_predictor(config, weights, run_folder.read_class_names(root), source, temperature)
+    names = run_folder.read_class_names(root)
+    return create_predictor(config, weights, names, source, temperature, method)
 
 
 def load_ensemble(folders: Sequence[str | pathlib.Path], method: str = "") -> Predictor:
@@ -105,6 +110,8 @@ def load_ensemble(folders: Sequence[str | pathlib.Path], method: str = "") -> Pr
             [member.predict_probabilities(images) for member in members], axis=0
         ),
         source="the mean of " + "; ".join(member.source for member in members),
+        segmenter=", ".join(dict.fromkeys(member.segmenter for member in members)),
+        notice=" ".join(sorted({member.notice for member in members} - {""})),
         network=lambda images: sum(m.network(images) for m in members) / len(members),
     )
 
@@ -164,6 +171,7 @@ def create_predictor(
     class_names: Sequence[str],
     source: str,
     temperature: float = 1.0,
+    method: str = "",
 ) -> Predictor:
     """A predictor of weights in memory.
 
@@ -173,8 +181,10 @@ def create_predictor(
       class_names: the foreground classes.
       source: see `Predictor`.
       temperature: likewise.
+      method: that trained them, where it may have a segmenter of its own.
     """
-    apply = create_network(config, len(class_names) + 1).apply
+    network = create_network(config, len(class_names) + 1, method)
+    apply = network.apply
     segment = compile_segmenter(apply, temperature)
     return Predictor(
         predict_probabilities=functools.partial(segment, weights),
@@ -184,15 +194,19 @@ def create_predictor(
         threshold=config["evaluate"]["threshold"],
         source=source,
         temperature=temperature,
+        segmenter=segmenter_name(method, config["segmenter"]["name"]),
+        notice=network.notice,
         network=lambda images: _probabilities(apply(weights, images, None), temperature),
     )
 
 
-def create_network(config: Mapping[str, Any], num_classes: int) -> factory.Network:
-    """The segmenter of a configuration."""
+def create_network(
+    config: Mapping[str, Any], num_classes: int, method: str = ""
+) -> factory.Network:
+    """The segmenter of a configuration, or that of a method which has its own."""
     size = canvas.as_size(config["data"]["image_size"])
     spec = factory.Spec(num_classes, size, config["data"]["channels"])
-    name = config["segmenter"]["name"]
+    name = segmenter_name(method, config["segmenter"]["name"])
     return factory.create_segmenter(name, config["segmenter"][name], spec)
 
 

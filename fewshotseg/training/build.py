@@ -116,15 +116,20 @@ def create_spec(config, num_classes: int) -> factory.Spec:
     )
 
 
-def _block(config) -> tuple[str, dict[str, Any]]:
-    """The name in a configuration block, and the fields of the block of that name."""
-    return config.name, config[config.name].to_dict() if config.name in config else {}
+def _block(config, name: str = "") -> tuple[str, dict[str, Any]]:
+    """A name in a configuration block, by default its own, and the fields of the block of that name."""
+    name = name or config.name
+    return name, config[name].to_dict() if name in config else {}
 
 
-def create_networks(config, spec: factory.Spec) -> dict[str, factory.Network]:
-    """The segmenter, and the networks of the generator's family."""
-    makers = {"segmenter": factory.create_segmenter, **FAMILIES[config.family.name].networks}
-    return {name: make(*_block(config[name]), spec) for name, make in makers.items()}
+def create_networks(
+    config, spec: factory.Spec, method: Method | None = None
+) -> dict[str, factory.Network]:
+    """The segmenter, that of the method if it has its own, and the networks of the generator's family."""
+    named = _block(config.segmenter, method.segmenter if method else "")
+    networks = {"segmenter": factory.create_segmenter(*named, spec)}
+    makers = FAMILIES[config.family.name].networks
+    return networks | {name: make(*_block(config[name]), spec) for name, make in makers.items()}
 
 
 def _optimizer(config, num_steps: int, factor: float = 1.0, **options):
@@ -171,7 +176,7 @@ def create_parts(
     networks: Mapping[str, factory.Network] | None = None,
 ) -> stages.Parts:
     """Players, outer variables and optimisers of one stage of one method."""
-    networks = networks or create_networks(config, spec)
+    networks = networks or create_networks(config, spec, method)
     moving = moving_variables(config, method) if stage == "train" else ()
     if method.search:
         moving = tuple(config.cross_fit.variables)
@@ -340,7 +345,7 @@ def create_search(
         config.train.num_steps = fields["num_steps"]
         config.outer.gradient = "reverse"  # the others bar forward mode
         _make_cheaper(config.segmenter, fields["width_share"], fields["frozen_encoder"])
-    networks = create_networks(config, spec)
+    networks = create_networks(config, spec, method)
     given = networks["segmenter"].init(stages.step_key(config.seed, "init", 2))
     networks["segmenter"] = factory.without_frozen(networks["segmenter"], given)
     parts = create_parts(config, spec, method, "train", axis_name=None, networks=networks)
@@ -426,20 +431,23 @@ def build(config) -> Experiment:
     """
     data = build_data.create_data(config)
     spec = create_spec(config, data.num_classes)
-    networks = create_networks(config, spec)  # a wrong field is refused before anything is trained,
-    for network in networks.values():  # and weights that are missing
-        network.given()
+    methods = {name: resolve_method(config, name) for name in config.methods}
+    notices = {}
+    for method in methods.values():  # a wrong field is refused before anything is trained,
+        for network in create_networks(config, spec, method).values():  # and missing weights
+            network.given()
+            notices[network.notice] = None
     return Experiment(
         name=config.name,
         seed=config.seed,
-        methods={name: resolve_method(config, name) for name in config.methods},
+        methods=methods,
         data=data,
         spec=spec,
         pretraining=functools.partial(create_pretraining, config, data, spec),
         training=functools.partial(create_training, config, data, spec),
         search=functools.partial(create_search, config, data, spec),
         search_fields=search_fields(config),
-        notices=tuple(network.notice for network in networks.values() if network.notice),
+        notices=tuple(notice for notice in notices if notice),
         loop=Loop(
             log_every=config.log_every,
             eval_every=config.eval_every,

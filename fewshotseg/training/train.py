@@ -53,7 +53,10 @@ def train_and_evaluate(experiment: Experiment, workdir: pathlib.Path) -> None:
             found = calibration.fit(stage.segment(weights, images), masks)
             calibration.write(found, folder, int(model["step"]))
             predictor = experiment.create_predictor(
-                weights, source=f"{name}, {origin}", temperature=found.temperature
+                weights,
+                source=f"{name}, {origin}",
+                temperature=found.temperature,
+                method=name,
             )
             settings = dataclasses.asdict(experiment.evaluation)
             evaluate.evaluate_model(predictor, data.test_sets, folder, **settings)

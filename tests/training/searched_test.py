@@ -9,7 +9,9 @@ import pytest
 
 from configs import demo
 from fewshotseg import errors
+from fewshotseg.methods import METHODS
 from fewshotseg.models import factory
+from fewshotseg.results import predictor
 from fewshotseg.training import build, config_check, search, train
 
 
@@ -76,6 +78,19 @@ def test_a_search_is_on_the_disk_and_shown(tmp_path):
     again = train.search_theta(made, "m", tmp_path)
     assert len(asked) == 6
     np.testing.assert_array_equal(theta["mixture"], again["mixture"])
+
+
+def test_a_method_may_have_a_segmenter_of_its_own():
+    config = _config()
+    config.segmenter.name, config.segmenter.efficient_unet.weights = "efficient_unet", ""
+    spec = build.create_spec(config, 2)
+    for name, there in (("real_only", True), ("unet_only", False)):
+        params = jax.eval_shape(
+            build.create_networks(config, spec, METHODS[name])["segmenter"].init, jax.random.key(0)
+        )
+        assert ("encoder" in params) == there, name
+        made = predictor.create_predictor(config.to_dict(), {}, ["a"], "test", method=name)
+        assert made.segmenter == ("efficient_unet" if there else "unet")
 
 
 def test_a_generator_that_has_seen_all_cases_is_refused():

@@ -16,6 +16,8 @@ from fewshotseg import fonts, pictures
 Record = Mapping[str, object]  # one line of log.jsonl
 
 _METHOD_COLOURS = {
+    "unet_plain": "#bbbbbb",
+    "unet_only": "#8b6f47",
     "real_plain": pictures.hex_colour("grey"),
     "real_only": pictures.hex_colour("black"),
     "real_only_half": pictures.hex_colour("sky blue"),
