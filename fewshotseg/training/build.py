@@ -9,10 +9,10 @@ import jax
 
 from fewshotseg.data import augment, batches, canvas, cases
 from fewshotseg.genseg import gan, levels, outer_variables, pair_sources, segmenter
-from fewshotseg.methods import METHODS, Method, resolve
+from fewshotseg.methods import Method
 from fewshotseg.models import factory
 from fewshotseg.results import predictor
-from fewshotseg.training import build_data, devices, estimators, optimizers, stages
+from fewshotseg.training import build_data, build_pairs, devices, estimators, optimizers, stages
 
 NUM_SAMPLES = 6  # rows of a picture of synthetic pairs
 
@@ -119,22 +119,6 @@ def _optimizer(config, num_steps: int, factor: float = 1.0, **options):
     return optimizers.create_optimizer(fields.pop("name"), rate, num_steps, **fields, **options)
 
 
-def resolve_method(config, name: str) -> Method:
-    """The row of a method, its sources of pairs named."""
-    return resolve(METHODS[name], config.pairs.sources)
-
-
-def moving_variables(config, method: Method) -> tuple[str, ...]:
-    """The outer variables in theta: of `outer.variables` those that make a difference to the method.
-
-    Theta holds no others, because an outer optimiser moves what has no gradient, too (weight decay).
-    """
-    if not method.moves_theta:
-        return ()
-    known = pair_sources.variables(method.sources)
-    return tuple(name for name in config.outer.variables if name in known)
-
-
 def outer_loop(config) -> stages.OuterLoop:
     """When theta moves."""
     outer = config.outer
@@ -157,12 +141,8 @@ def create_parts(
 ) -> stages.Parts:
     """Players, outer variables and optimisers of one stage of one method."""
     networks = create_networks(config, spec)
-    moving = moving_variables(config, method) if stage == "train" else ()
-    blocks = {name: config.pairs[name].to_dict() for name in method.sources if name in config.pairs}
-    settings, fields_of = pair_sources.divide(method.sources, blocks)
-    settings["synthetic_weight"] = config.loss.synthetic_weight
-    # Those that start as no change at all are not in use where they do not move.
-    settings |= {name: spec.channels for name in pair_sources.COLOURS if name in moving}
+    moving = build_pairs.moving_variables(config, method) if stage == "train" else ()
+    settings, pair_fields = build_pairs.pair_settings(config, method, moving, spec.channels)
     settings["architecture"] = next((n.mixing for n in networks.values() if n.mixing), {})
     theta, use = outer_variables.create(settings, moving, stages.step_key(config.seed, "init", 0))
 
@@ -188,7 +168,7 @@ def create_parts(
     jitter = functools.partial(augment.jitter, strength=intensity)
     segment = networks["segmenter"].apply
     tools = pair_sources.Tools(family.draw, use, spec.num_classes)
-    sources = pair_sources.create(method.sources, tools, fields_of)
+    sources = pair_sources.create(method.sources, tools, pair_fields)
     player = segmenter.player(
         segment,
         jitter if method.augments else lambda images, keys: images,
@@ -266,7 +246,7 @@ def create_pretraining(config, data: cases.Data, spec: factory.Spec) -> stages.S
 
 def create_training(config, data: cases.Data, spec: factory.Spec, name: str) -> stages.Stage:
     """See `stages.training`; `name` is that of the method."""
-    method = resolve_method(config, name)
+    method = build_pairs.resolve_method(config, name)
     parts = create_parts(config, spec, method, "train")
     draw_samples, _ = create_draws(
         config, spec.num_classes, method, NUM_SAMPLES, axis_name=None, compile=jax.jit
@@ -328,7 +308,7 @@ def build(config) -> Experiment:
     return Experiment(
         name=config.name,
         seed=config.seed,
-        methods={name: resolve_method(config, name) for name in config.methods},
+        methods={name: build_pairs.resolve_method(config, name) for name in config.methods},
         data=data,
         spec=spec,
         pretraining=functools.partial(create_pretraining, config, data, spec),
