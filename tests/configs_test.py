@@ -108,6 +108,7 @@ def build_all(config):
     experiment = build.build(config)
     experiment.pretraining()
     experiment.training("end2end")
+    experiment.training("mixture")
     method = METHODS["end2end"]
     parts = build.create_parts(config, experiment.spec, method, "train")
     build.create_estimate(config, parts, method, inner_step=lambda *args: None)

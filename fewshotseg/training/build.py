@@ -11,11 +11,12 @@ import numpy as np
 
 from fewshotseg.data import augment, batches, canvas, cases, folds
 from fewshotseg.genseg import gan, levels, outer_variables, pair_sources, segmenter
-from fewshotseg.methods import METHODS, Method, resolve
+from fewshotseg.methods import Method
 from fewshotseg.models import factory
 from fewshotseg.results import predictor
 from fewshotseg.training import (
     build_data,
+    build_pairs,
     cross_fit,
     devices,
     estimators,
@@ -138,22 +139,6 @@ def _optimizer(config, num_steps: int, factor: float = 1.0, **options):
     return optimizers.create_optimizer(fields.pop("name"), rate, num_steps, **fields, **options)
 
 
-def resolve_method(config, name: str) -> Method:
-    """The row of a method, its sources of pairs named."""
-    return resolve(METHODS[name], config.pairs.sources)
-
-
-def moving_variables(config, method: Method) -> tuple[str, ...]:
-    """The outer variables in theta: of `outer.variables` those that make a difference to the method.
-
-    Theta holds no others, because an outer optimiser moves what has no gradient, too (weight decay).
-    """
-    if not method.moves_theta:
-        return ()
-    known = pair_sources.variables(method.sources)
-    return tuple(name for name in config.outer.variables if name in known)
-
-
 def outer_loop(config) -> stages.OuterLoop:
     """When theta moves."""
     outer = config.outer
@@ -177,14 +162,8 @@ def create_parts(
 ) -> stages.Parts:
     """Players, outer variables and optimisers of one stage of one method."""
     networks = networks or create_networks(config, spec, method)
-    moving = moving_variables(config, method) if stage == "train" else ()
-    if method.search:
-        moving = tuple(config.cross_fit.variables)
-    blocks = {name: config.pairs[name].to_dict() for name in method.sources if name in config.pairs}
-    settings, fields_of = pair_sources.divide(method.sources, blocks)
-    settings["synthetic_weight"] = config.loss.synthetic_weight
-    # Those that start as no change at all are not in use where they do not move.
-    settings |= {name: spec.channels for name in pair_sources.COLOURS if name in moving}
+    moving = build_pairs.moving_variables(config, method) if stage == "train" else ()
+    settings, pair_fields = build_pairs.pair_settings(config, method, moving, spec.channels)
     settings["architecture"] = next((n.mixing for n in networks.values() if n.mixing), {})
     theta, use = outer_variables.create(settings, moving, stages.step_key(config.seed, "init", 0))
 
@@ -210,7 +189,7 @@ def create_parts(
     jitter = functools.partial(augment.jitter, strength=intensity)
     segment = networks["segmenter"].apply
     tools = pair_sources.Tools(family.draw, use, spec.num_classes)
-    sources = pair_sources.create(method.sources, tools, fields_of)
+    sources = pair_sources.create(method.sources, tools, pair_fields)
     player = segmenter.player(
         segment,
         jitter if method.augments else lambda images, keys: images,
@@ -289,7 +268,7 @@ def create_training(
     config, data: cases.Data, spec: factory.Spec, name: str, theta=None
 ) -> stages.Stage:
     """See `stages.training`; `name` is that of the method, `theta` what a search has found for it."""
-    method = resolve_method(config, name)
+    method = build_pairs.resolve_method(config, name)
     parts = create_parts(config, spec, method, "train")
     if theta is not None:
         parts = parts._replace(theta=jax.tree.map(jnp.asarray, theta))
@@ -339,7 +318,7 @@ def create_search(
     report: Callable[[int, int, int], None] = lambda fold, start, taken: None,
 ) -> search.Problem:
     """The trials of a method that searches for outer variables; see `cross_fit.create_problem`."""
-    fields, method = search_fields(config), resolve_method(config, name)
+    fields, method = search_fields(config), build_pairs.resolve_method(config, name)
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.train.num_steps = fields["num_steps"]
@@ -431,7 +410,7 @@ def build(config) -> Experiment:
     """
     data = build_data.create_data(config)
     spec = create_spec(config, data.num_classes)
-    methods = {name: resolve_method(config, name) for name in config.methods}
+    methods = {name: build_pairs.resolve_method(config, name) for name in config.methods}
     notices = {}
     for method in methods.values():  # a wrong field is refused before anything is trained,
         for network in create_networks(config, spec, method).values():  # and missing weights

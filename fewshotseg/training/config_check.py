@@ -21,7 +21,8 @@ from fewshotseg.genseg.outer_variables import OUTER_VARIABLES
 from fewshotseg.methods import GENERATED, METHODS
 from fewshotseg.models import efficient_unet, factory, unet
 from fewshotseg.training import devices, optimizers
-from fewshotseg.training.build import FAMILIES, moving_variables, resolve_method
+from fewshotseg.training.build import FAMILIES
+from fewshotseg.training.build_pairs import moving_variables, resolve_method
 from fewshotseg.training.estimators import ESTIMATORS, GRADIENTS, choose_gradient, parse_choice
 
 SEEDS = 2**32 - 1  # what both NumPy's and JAX's generators take

@@ -6,7 +6,7 @@ import numpy as np
 
 from configs import demo
 from fewshotseg.methods import METHODS, Method
-from fewshotseg.training import build, build_data, stages
+from fewshotseg.training import build, build_data, build_pairs, stages
 
 
 def test_networks_and_data_of_a_canvas_that_is_no_square():
@@ -62,7 +62,7 @@ def test_methods_see_equal_images_and_the_plain_one_sees_them_as_they_are():
     image = numbers.uniform(-1, 1, (10, 8, 8, 1)).astype(np.float32)
     data = {"image": jnp.asarray(image), "mask": jnp.asarray(image[..., 0] > 0, jnp.uint8)}
     for name in METHODS:
-        method = build.resolve_method(config, name)
+        method = build_pairs.resolve_method(config, name)
         batch = _draw(config, data, method)
         drawn = batch["synthetic_mask"].shape[1] if method.sources else 0
         seen = batch["image"].shape[1] + drawn
@@ -168,6 +168,46 @@ def test_a_new_generator_family_is_one_file_and_one_row(monkeypatch):
     step = stages.create_inner_step(parts, ("painter",))
     state, metrics = step(players, parts.theta, batch, None)
     assert state["painter"].steps == 1 and metrics["painter/loss"] > 0
+
+
+def test_a_new_source_of_pairs_is_one_function_and_one_row(monkeypatch):
+    """A source of negatives: with a field, an outer variable of its own, and a part of the mixture."""
+    from fewshotseg.genseg import outer_variables, pair_sources
+
+    def negative(tools, *, offset):
+        def make(state, theta, batch, keys):
+            images = tools.use(theta)["depth"] * -batch["synthetic_image"] + offset
+            return pair_sources.Pairs(
+                images, batch["synthetic_mask"], batch["synthetic_case"][:, None]
+            )
+
+        return make
+
+    row = pair_sources.PairSource(negative, variables=("depth",))
+    monkeypatch.setitem(pair_sources.PAIR_SOURCES, "negative", row)
+    depth = outer_variables.OuterVariable(
+        lambda key, most: jnp.float32(0.0), lambda x, most: most * jax.nn.sigmoid(x)
+    )
+    monkeypatch.setitem(outer_variables.OUTER_VARIABLES, "depth", depth)
+    config = demo.get_config("runlocal,method=mixture_learned")
+    with config.unlocked():
+        config.pairs.sources = ("augmented", "negative")
+        config.pairs.negative = {"offset": 0.25, "depth": 2.0}
+        config.outer.variables = ("depth", "mixture", "architecture")
+    method = build_pairs.resolve_method(config, "mixture_learned")
+    parts = build.create_parts(config, build.create_spec(config, 2), method, "train")
+    assert parts.theta.keys() == {"depth", "mixture"} and list(parts.sources) == [
+        "augmented", "negative",
+    ]  # fmt: skip
+    numbers = np.random.default_rng(0)
+    image = jnp.asarray(numbers.uniform(-1, 1, (6, 32, 32, 3)), jnp.float32)
+    data = {"image": image, "mask": jnp.asarray(image[..., 0] > 0, jnp.uint8)}
+    batch = jax.tree.map(lambda x: x[0], _draw(config, data, method))
+    assert "donor_image" not in batch
+    pairs = pair_sources.make_pairs(parts.sources, {}, parts.theta, batch, batch["key"])
+    image = batch["synthetic_image"]
+    np.testing.assert_array_equal(pairs.images[::2], image[::2])
+    np.testing.assert_allclose(pairs.images[1::2], 0.25 - image[1::2], rtol=1e-6)
 
 
 def test_a_new_segmenter_is_one_class_and_one_row(monkeypatch):

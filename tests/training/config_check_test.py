@@ -94,6 +94,8 @@ NONSENSE = [
     ("outer.every", 0), ("outer.estimator", "neuman"), ("diagnose.inner_steps", ()),
     ("diagnose.inner_steps", (1, 0)), ("diagnose.repeats", 0), ("train.ema_decay", 1.0),
     ("test_sets.shifted.phantom.num_cases", 0), ("test_sets.shifted.source", "phantm"),
+    ("pairs.sources", ()), ("pairs.sources", ("cutmix", "cutmix")), ("pairs.sources", ("mixup",)),
+    ("pairs.copy_paste.blend_width", 0.0), ("pairs.cutmix.largest_share", 1.5),
     ("family.gan.l1_weight", -1.0), ("loss.overlap", "iou"), ("gan_finetune_factor", math.nan),
 ]  # fmt: skip
 
@@ -119,6 +121,26 @@ def test_nonsense_is_refused_and_named(field, value):
 def test_what_is_at_the_edge_is_allowed(field, value):
     config = demo.get_config()
     config.update_from_flattened_dict({field: value})
+    config_check.check_config(config)
+
+
+def test_sources_of_pairs_share_the_batch_evenly():
+    config = demo.get_config("runlocal,method=real_only+mixture")
+    config_check.check_config(config)  # 4 sources, 4 pairs
+    config.pairs.sources = ("augmented", "cutmix", "copy_paste")
+    with pytest.raises(InputError, match="train.batch_size=4 .* 3 sources of .* a multiple of 3"):
+        config_check.check_config(config)
+    config.methods = ("real_only", "end2end")
+    config_check.check_config(config)  # neither mixes
+
+
+def test_an_outer_loop_moves_something_that_matters():
+    config = demo.get_config("runlocal,method=mixture_learned")
+    config_check.check_config(config)
+    config.outer.variables = ("architecture",)
+    with pytest.raises(InputError, match="no difference to mixture_learned, .*'blend_width'.*"):
+        config_check.check_config(config)
+    config.pairs.sources = ("augmented", "generator")
     config_check.check_config(config)
 
 
