@@ -14,7 +14,7 @@ amplification (and changes the training of the weights whose gradients are small
 is biased; or 64 bits.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -71,6 +71,7 @@ def create_optimizer(
     b2: float = 0.999,
     eps: float = 1e-8,
     second_moment: str = "differentiated",
+    clip: float = 0.0,
     differentiable: bool = False,
     rates: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
@@ -89,9 +90,11 @@ def create_optimizer(
       b2: decay of Adam's and RMSProp's second moment.
       eps: added to the root of the second moment, as in Kingma and Ba (2015) and in PyTorch.
       second_moment: 'differentiated', or 'given': a derivative takes it for a constant.
+      clip: largest norm of the gradient of all parts that move; a longer one is scaled down to it before
+        anything else. 0: none.
       differentiable: the twin of the stock chain whose derivative is finite everywhere.
       rates: factors of the learning rate (and so of decoupled decay) for parts of the parameters, by the
-        first part of their names; 0: they never move.
+        first part of their names; 0: they never move, have no moments, and do not count in `clip`.
 
     Raises:
       InputError: an unknown name, schedule or way with the second moment.
@@ -117,8 +120,14 @@ def create_optimizer(
     }
     if name not in chains:
         raise errors.InputError(f"optimizer is {name!r}: use one of {', '.join(chains)}.")
-    scale = [_scale_parts(rates)] if rates else []
-    return optax.chain(*chains[name], *scale)
+    shorten = [optax.clip_by_global_norm(clip)] if clip else []
+    if clip and differentiable:
+        shorten = [optax.stateless(lambda grads, params: _clip(grads, clip))]
+    rates = {part: factor for part, factor in (rates or {}).items() if factor != 1.0}
+    scale = [_scale_parts(rates)] if any(rates.values()) else []
+    optimizer = optax.chain(*shorten, *chains[name], *scale)
+    frozen = {part for part, factor in rates.items() if factor == 0.0}
+    return _without_parts(optimizer, frozen) if frozen else optimizer
 
 
 def _scale_parts(rates: Mapping[str, float]):
@@ -129,6 +138,34 @@ def _scale_parts(rates: Mapping[str, float]):
         return {name: optax.tree.scale(rates.get(name, 1.0), u) for name, u in updates.items()}
 
     return optax.stateless(scale)
+
+
+def _without_parts(optimizer: optax.GradientTransformation, frozen: Collection[str]):
+    """The optimiser of all parts but the frozen ones, whose updates are 0."""
+
+    def rest(tree):
+        return {name: part for name, part in tree.items() if name not in frozen}
+
+    def update(grads, state, params=None):
+        updates, state = optimizer.update(
+            rest(grads), state, None if params is None else rest(params)
+        )
+        still = {name: optax.tree.zeros_like(grads[name]) for name in grads.keys() & frozen}
+        return {**updates, **still}, state
+
+    return optax.GradientTransformation(lambda params: optimizer.init(rest(params)), update)
+
+
+def _clip(grads: Any, most: float) -> Any:
+    """`optax.clip_by_global_norm`, with a finite derivative where the norm is 0."""
+    norm = _safe_sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads)))
+    longer = norm >= most
+    divisor = jnp.where(longer, norm, 1.0)
+
+    def scale(g):
+        return jnp.where(longer, (g / divisor.astype(g.dtype)) * most, g)
+
+    return jax.tree.map(scale, grads)
 
 
 def _differentiable_adam(b1: float, b2: float, eps: float, given: bool):

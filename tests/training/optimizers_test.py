@@ -88,6 +88,70 @@ def test_steps_are_those_of_stock_optax(name, fields, schedule):
     )
 
 
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_clipping_is_that_of_stock_optax(differentiable):
+    """By the norm of all parts together, before anything else; here 10, 1, 0.1, 0 and 5 of at most 1."""
+    stock = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9))
+    ours = create("sgd", 0.1, 5, momentum=0.9, clip=1.0, differentiable=differentiable)
+    numbers = np.random.default_rng(0)
+    direction = {"a": jnp.asarray(numbers.standard_normal((2, 3))), "b": jnp.ones(4)}
+    direction = optax.tree.scale(1 / optax.tree.norm(direction), direction)
+    states = stock.init(direction), ours.init(direction)
+    for size in (10.0, 1.0, 0.1, 0.0, 5.0):
+        grads = optax.tree.scale(size, direction)
+        expected, stock_state = stock.update(grads, states[0])
+        found, our_state = ours.update(grads, states[1])
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), found, expected)
+        states = stock_state, our_state
+
+
+def test_the_derivative_of_clipping_by_hand():
+    """Of g / |g|: the part across g over |g|; of a gradient that is short enough, or 0: the identity."""
+    optimizer = create("sgd", 1.0, 5, clip=1.0, differentiable=True)
+    state = optimizer.init(jnp.zeros(2))
+    with tiny.float64():
+        for g, expected in (
+            ([3.0, 4.0], -np.array([[16.0, -12.0], [-12.0, 9.0]]) / 125),
+            ([0.3, 0.4], -np.eye(2)),
+            ([0.0, 0.0], -np.eye(2)),
+        ):
+            found = jax.jacobian(lambda g: optimizer.update(g, state)[0])(jnp.asarray(g))
+            np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_parts_with_rate_0_cost_nothing(differentiable):
+    """No moments, no say in the clipping, no arithmetic; the others move as if they were alone."""
+
+    def make(**options):
+        return create(
+            "adamw", 0.1, 9, weight_decay=0.01, clip=0.5, differentiable=differentiable, **options
+        )
+
+    def parts(size):
+        return {"encoder": jnp.ones(size), "head": jnp.arange(4.0), "stem": jnp.ones(2)}
+
+    def flops(size):
+        update = make(rates={"encoder": 0.0}).update
+
+        def step(grads, state, params):
+            updates, state = update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        args = parts(size), state, parts(size)
+        return jax.jit(step).lower(*args).compile().cost_analysis()["flops"]
+
+    alone = {name: part for name, part in parts(1).items() if name != "encoder"}
+    state, expected_state = make(rates={"encoder": 0.0}).init(parts(1000)), make().init(alone)
+    for _ in range(2):
+        found, state = make(rates={"encoder": 0.0}).update(parts(1000), state, parts(1000))
+        expected, expected_state = make().update(alone, expected_state, alone)
+        assert jax.tree.structure(state) == jax.tree.structure(expected_state)
+        assert not found.pop("encoder").any()
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert flops(1000) == flops(10)
+
+
 def test_a_schedule_of_a_later_stage_begins_anew():
     """Where the optimiser has already taken 30 steps, as the generator's after pre-training."""
     first = create("sgd", 0.1, 30, schedule="cosine")
@@ -186,6 +250,17 @@ def test_hypergradient_is_right_from_the_first_step_with_a_dead_unit(name, momen
     assert grad == pytest.approx(expected, rel=1e-6)
     in_float32, _ = _hypergradient(optimizer)
     assert in_float32 == pytest.approx(expected, rel=1e-2)
+
+
+def test_hypergradient_through_clipping():
+    """Whose gradients are longer than allowed, in both of the two steps."""
+    with tiny.float64():
+        optimizer = create("adam", 0.05, 10, clip=0.1, eps=1e-2, differentiable=True)
+        grad, expected = _hypergradient(optimizer)
+        unclipped = create("adam", 0.05, 10, eps=1e-2, differentiable=True)
+        assert abs(grad / _hypergradient(unclipped)[0] - 1) > 0.05
+    assert abs(expected) > 1e-5
+    assert grad == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("stock", [optax.adam(0.05), optax.rmsprop(0.05, eps_in_sqrt=False)])
