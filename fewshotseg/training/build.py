@@ -250,6 +250,9 @@ def create_training(config, data: cases.Data, spec: factory.Spec, name: str) -> 
         functools.partial(create_estimate, config, parts, method),
         config.train.num_steps,
         config.seed,
+        functools.partial(
+            estimators.start, config.outer.estimator, outer_fields(config, config.outer.estimator)
+        ),
     )
 
 

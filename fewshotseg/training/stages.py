@@ -178,6 +178,7 @@ def training(
     create_estimate: Callable,
     num_steps: int,
     seed: int,
+    start_estimate: Callable = lambda theta, players: (),
 ) -> Stage:
     """The segmenter, with the generator as the method says.
 
@@ -191,6 +192,7 @@ def training(
       create_estimate: `(inner step, compiled inner step) -> estimate` of `hypergradient`.
       num_steps: its length.
       seed: of the experiment.
+      start_estimate: `(theta, players) -> carry`, the memory of the estimator before its first estimate.
     """
     draw_batches, draw_outer = draws
     train, validation = map(_on_device, arrays)
@@ -214,13 +216,18 @@ def training(
             players, metrics = step(state.players, state.theta, drawn, keys, 0)
             return state.replace(players=players, step=state.step + 1), metrics, 1
         unseen = draw_outer(validation, keys[0])
-        result = estimate(state.theta, state.players, drawn, unseen, keys)
+        memory = (state.carry,) if jax.tree.leaves(state.carry) else ()
+        result = estimate(state.theta, state.players, drawn, unseen, keys, *memory)
         theta, theta_opt, norm = update(result.grad, state.theta_opt, state.theta)
         metrics = {**result.metrics, "outer/hypergradient_norm": norm}
-        return TrainState(result.inner_state, theta, theta_opt, state.step + count), metrics, count
+        state = TrainState(result.inner_state, theta, theta_opt, state.step + count, result.carry)
+        return state, metrics, count
 
     def init(players):
-        return init_state({**(players or {}), "segmenter": init_segmenter(parts, seed)}, parts)
+        state = init_state({**(players or {}), "segmenter": init_segmenter(parts, seed)}, parts)
+        if not parts.theta:
+            return state
+        return state.replace(carry=start_estimate(state.theta, state.players))
 
     return Stage(
         name=name,
