@@ -54,6 +54,7 @@ def optimizer_config(name: str, learning_rate: float, schedule: str) -> ConfigDi
     # 'differentiated' | 'given': a hypergradient takes the second moment for a constant; see
     # fewshotseg/training/optimizers.py on what float32 does to its derivative
     config.second_moment = "differentiated"
+    config.clip = 0.0  # largest norm of the gradient; 0: none
     return config
 
 
@@ -181,8 +182,8 @@ def get_config(arg: str = "") -> ConfigDict:
     # methods that it makes a difference to.
     config.outer.variables = ("architecture", "mixture")
     # 'unrolled' (exact) | 'truncated' | 'one_step' | 'forward_mode' (exact; long K, few outer variables) |
-    # 'identity' | 'neumann' | 'conjugate_gradient' | 'sama' | 'evolution_strategies'; compare them with
-    # --mode=hypergradient
+    # 'identity' | 'neumann' | 'conjugate_gradient' | 'sama' | 'evolution_strategies' | 'pes'; compare them
+    # with --mode=hypergradient
     config.outer.estimator = "unrolled"
     # How inner gradients are differentiated: 'mixed' (exact) | 'reverse' (the same numbers, slower) |
     # 'finite_difference' (DARTS)
@@ -209,6 +210,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.outer.evolution_strategies = ConfigDict()
     config.outer.evolution_strategies.num_pairs = 8
     config.outer.evolution_strategies.sigma = 0.1  # perturbation of theta
+    config.outer.pes = ConfigDict()
+    config.outer.pes.num_pairs = 8
+    config.outer.pes.sigma = 0.1
+    config.outer.pes.num_unrolls = 10  # hypergradients, until the particles start anew
     config.outer.finite_difference = ConfigDict()
     config.outer.finite_difference.radius = 0.01  # displacement of the weights
 
@@ -237,7 +242,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "evolution_strategies",
     )  # fmt: skip
     config.diagnose.inner_steps = (1, 4)  # K, one after the other
-    config.diagnose.draws = 8  # of the noise of evolution_strategies
+    config.diagnose.draws = 8  # of the noise of evolution_strategies and pes
     config.diagnose.repeats = 3  # timed estimates; the median counts
 
     config.log_every = 10  # steps between lines of log.jsonl

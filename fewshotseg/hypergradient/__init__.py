@@ -11,7 +11,7 @@ from fewshotseg.hypergradient.contract import (
     mean_over_devices,
     steps,
 )
-from fewshotseg.hypergradient.evolution import evolution_strategies
+from fewshotseg.hypergradient.evolution import Particles, evolution_strategies, pes, start_particles
 from fewshotseg.hypergradient.forward import forward_mode
 from fewshotseg.hypergradient.implicit import (
     Solver,
@@ -27,6 +27,7 @@ from fewshotseg.hypergradient.unroll import one_step, truncated, unrolled
 
 __all__ = [
     "Hypergradient",
+    "Particles",
     "Solver",
     "Stationarity",
     "TrainState",
@@ -44,7 +45,9 @@ __all__ = [
     "mean_over_devices",
     "neumann",
     "one_step",
+    "pes",
     "sama",
+    "start_particles",
     "stationarity",
     "steps",
     "truncated",

@@ -44,6 +44,7 @@ eta. Then g = h (w - A), H = h, M = -h, w_K - A = (1 - eta h)^K (w_0 - A), and w
     conjugate_gradient          h / (h + damping) D          H^{-1}, but for the damping
     sama                        eta h D                      H^{-1} ~ what the optimiser does to g
     evolution_strategies        as unrolled, on average      no derivative at all
+    pes, j-th estimate          (1 - (1 - eta h)^{jK}) D     likewise, through all j K steps
 
 How the gradient g is differentiated (reverse over reverse, forward over reverse, finite differences)
 is no matter of the estimator but of the inner step: see `inner_gradient`. Cost, bias and source of
@@ -71,12 +72,15 @@ class Hypergradient(NamedTuple):
       grad: estimate of dV/dA, the structure of theta.
       inner_state: S_K; training goes on from here, so the K steps are not lost.
       metrics: of the last inner step, of the outer loss, and of the estimator.
+      carry: what an estimator with a memory (`pes`) wants to be given at the next estimate, after the
+        keys; () of the others.
     """
 
     loss: jax.Array
     grad: Any
     inner_state: Any
     metrics: dict
+    carry: Any = ()
 
 
 def mean_over_devices(tree: Any, axis_name: str | None) -> Any:

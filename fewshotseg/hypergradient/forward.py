@@ -1,5 +1,6 @@
 """Hypergradients in forward mode, for long trainings and few outer variables. Notation as in `contract`."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -42,11 +43,15 @@ def forward_mode(
     """
     take_steps = advance(inner_step, axis_name=axis_name)
     end = finish(outer_loss, axis_name=axis_name)
+    return put_together(functools.partial(check, inner_step, outer_loss), take_steps, end)
+
+
+def put_together(check: Callable, take_steps: Callable, end: Callable) -> Callable:
+    """The estimator, of `check` and what `advance` and `finish` return."""
 
     def estimate(theta, inner_state, inner_batches, outer_batch, rngs):
         theta, inner_state = jax.tree.map(jnp.asarray, (theta, inner_state))
-        problem = inner_batches, outer_batch, rngs
-        check(inner_step, outer_loss, theta, inner_state, *problem)
+        check(theta, inner_state, inner_batches, outer_batch, rngs)
         tangents = start(theta, inner_state)
         state, tangents, metrics = take_steps(inner_state, tangents, theta, inner_batches, rngs)
         loss, grad, outer_metrics = end(state, tangents, theta, outer_batch)

@@ -165,15 +165,7 @@ def forward_mode(
     take_steps = advance(inner_step, axis_name=axis_name, compile=compile)
     end = compile(forward.finish(outer_loss, axis_name=axis_name), batched_args=(3,))
 
-    def estimate(theta, inner_state, inner_batches, outer_batch, rngs):
-        theta, inner_state = jax.tree.map(jnp.asarray, (theta, inner_state))
-        check(theta, inner_state, inner_batches, outer_batch, rngs)
-        tangents = forward.start(theta, inner_state)
-        state, tangents, metrics = take_steps(inner_state, tangents, theta, inner_batches, rngs)
-        loss, grad, outer_metrics = end(state, tangents, theta, outer_batch)
-        return Hypergradient(loss, grad, state, {**metrics, **outer_metrics})
-
-    return estimate
+    return forward.put_together(check, take_steps, end)
 
 
 def advance(
@@ -181,7 +173,8 @@ def advance(
 ) -> Callable:
     """`forward.advance`; compiles its own pieces, whose number does not depend on that of variables.
 
-    A step is linearised by one program and pushed forward by another, once per outer variable.
+    A step is linearised by one program and pushed forward by another, once per outer variable: on
+    CPUs the fastest way whose compilation does not grow with their number (`benchmarks/forward_mode.py`).
     """
     linearized = forward.linearized(inner_step)
 
@@ -262,27 +255,77 @@ def evolution_strategies(
       compile: see above.
       step: see `steps`.
     """
-    check = _compile_check(inner_step, outer_loss, compile)
-    take_steps = steps(inner_step, compile=compile, step=step)
-    perturb, outer, add = evolution.pieces(outer_loss, num_pairs, sigma, axis_name)
-    perturb, outer, add = compile(perturb), compile(outer, batched_args=(2,)), compile(add)
+    check, run, draw, perturb, add = _evolution(
+        inner_step, outer_loss, num_pairs, sigma, axis_name, compile, step
+    )
 
-    def estimate(theta, inner_state, inner_batches, outer_batch, rngs):
-        check(theta, inner_state, inner_batches, outer_batch, rngs)
-
-        def loss_at(theta):
-            state, _ = take_steps(inner_state, theta, inner_batches, rngs)
-            return outer(state, theta, outer_batch)[0]
-
-        final, metrics = take_steps(inner_state, theta, inner_batches, rngs)
-        loss, outer_metrics = outer(final, theta, outer_batch)
+    def estimate(theta, inner_state, *problem):
+        check(theta, inner_state, *problem)
+        rngs = problem[-1]
+        loss, final, metrics = run(inner_state, theta, *problem)
         grad = jax.tree.map(jnp.zeros_like, theta)
         for i in range(num_pairs):
-            right, left = (loss_at(perturb(theta, rngs, i, sign)) for sign in (1.0, -1.0))
-            grad = add(grad, theta, rngs, i, right, left)
-        return Hypergradient(loss, grad, final, {**metrics, **outer_metrics})
+            noise = draw(theta, rngs, i)
+            thetas = (perturb(theta, noise, sign) for sign in evolution.SIGNS)
+            grad = add(grad, noise, *(run(inner_state, a, *problem)[0] for a in thetas))
+        return Hypergradient(loss, grad, final, metrics)
 
     return estimate
+
+
+def pes(
+    inner_step: Callable,
+    outer_loss: Callable,
+    *,
+    num_pairs: int,
+    sigma: float,
+    num_unrolls: int,
+    axis_name: str | None = None,
+    compile: Callable = jit,
+    step: Callable | None = None,
+) -> Callable:
+    """`evolution.pes`; compiles its own pieces.
+
+    Args:
+      inner_step: see `evolution.pes`, as for the other arguments.
+      compile: see above.
+      step: see `steps`.
+    """
+    check, run, draw, perturb, add = _evolution(
+        inner_step, outer_loss, num_pairs, sigma, axis_name, compile, step
+    )
+    renew = compile(lambda *args: evolution.renew(*args, num_unrolls))
+    pick = compile(lambda tree, i: jax.tree.map(lambda x: x[i], tree))
+    more = compile(lambda noise, fresh: jax.tree.map(jnp.add, noise, fresh))
+
+    def estimate(theta, inner_state, inner_batches, outer_batch, rngs, particles):
+        problem = inner_batches, outer_batch, rngs
+        check(theta, inner_state, *problem)
+        particles, pairs = renew(particles, inner_state), []
+        loss, final, metrics = run(inner_state, theta, *problem)
+        grad = jax.tree.map(jnp.zeros_like, theta)
+        for i in range(num_pairs):
+            states, noise = pick((particles.states, particles.noise), i)
+            fresh = draw(theta, rngs, i)
+            noise = more(noise, fresh)
+            thetas = [perturb(theta, fresh, sign) for sign in evolution.SIGNS]
+            ends = [run(state, a, *problem) for state, a in zip(states, thetas, strict=True)]
+            grad = add(grad, noise, *(end[0] for end in ends))
+            pairs.append((tuple(end[1] for end in ends), noise))
+        states, noise = jax.tree.map(lambda *x: jnp.stack(x), *pairs)
+        carry = evolution.Particles(states, noise, particles.unrolls + 1)
+        return Hypergradient(loss, grad, final, metrics, carry)
+
+    return estimate
+
+
+def _evolution(inner_step, outer_loss, num_pairs, sigma, axis_name, compile, step):
+    """Check, K steps with their outer loss, and the other pieces of `evolution.pieces`, compiled."""
+    draw, perturb, outer, add = evolution.pieces(outer_loss, num_pairs, sigma, axis_name)
+    take_steps = steps(inner_step, compile=compile, step=step)
+    run = evolution.trainer(take_steps, compile(outer, batched_args=(2,)))
+    check = _compile_check(inner_step, outer_loss, compile)
+    return check, run, compile(draw), compile(perturb), compile(add)
 
 
 def _compile_check(inner_step, outer_loss, compile, check_problem=contract.check):

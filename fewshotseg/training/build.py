@@ -285,7 +285,10 @@ def create_training(
         functools.partial(create_estimate, config, parts, method),
         config.train.num_steps,
         config.seed,
-        draw_samples,
+        draw_samples=draw_samples,
+        start_estimate=functools.partial(
+            estimators.start, config.outer.estimator, outer_fields(config, config.outer.estimator)
+        ),
     )
 
 

@@ -24,7 +24,7 @@ from fewshotseg.methods import METHODS
 from fewshotseg.results.report import plots
 from fewshotseg.runs import checkpoint, folder, log
 from fewshotseg.training import build, build_data, config_check, stages
-from fewshotseg.training.estimators import ESTIMATORS, parse_choice
+from fewshotseg.training.estimators import ESTIMATORS, parse_choice, start
 
 REFERENCE = "unrolled"
 METHOD = METHODS["end2end"]
@@ -215,7 +215,9 @@ def _measure(config, spec, choice, problem, exact):
     name, gradient = parse_choice(choice)
     config = config.copy_and_resolve_references()
     config.outer.estimator, config.outer.gradient = name, gradient
-    config.outer.num_inner_steps = config.outer.every = problem[-1].shape[0]
+    config.outer.num_inner_steps = config.outer.every = num_steps = problem[-1].shape[0]
+    memory = start(name, build.outer_fields(config, name), *problem[:2])
+    problem = (*problem, memory) if ESTIMATORS[name].start else problem
     if ESTIMATORS[name].needs_symmetry:
         config.outer.through_generator_training = False
     meter = Meter()
@@ -243,7 +245,7 @@ def _measure(config, spec, choice, problem, exact):
     row = Row(
         estimator=name,
         gradient=gradient,
-        K=problem[-1].shape[0],
+        K=num_steps,
         cosine=statistics.fmean(cosines),
         cosine_spread=statistics.stdev(cosines) if len(cosines) > 1 else 0.0,
         draws=len(cosines),
@@ -262,11 +264,11 @@ def _draws(config, name, estimate, problem):
     It draws from the keys, which the inner steps do not read: their randomness is in the batches. So
     other keys are the same steps with other noise, which is checked.
     """
-    *rest, keys = problem
+    *rest, keys = problem[:5]
     grads, losses = [], []
-    for draw in range(config.diagnose.draws if name == "evolution_strategies" else 1):
+    for draw in range(config.diagnose.draws if ESTIMATORS[name].draws else 1):
         noise = keys if draw == 0 else jax.vmap(lambda k, d=draw: jax.random.fold_in(k, d))(keys)
-        result = jax.block_until_ready(estimate(*rest, noise))
+        result = jax.block_until_ready(estimate(*rest, noise, *problem[5:]))
         grads.append(_flat(jax.device_get(result.grad)))
         losses.append(float(result.loss))
     assert max(losses) == min(losses), f"the steps read the keys: {losses}"

@@ -120,6 +120,7 @@ BOUNDS: Mapping[str, Bound] = {
     "*optim.momentum": between(0, 1, open_high=True),
     "*optim.b[12]": between(0, 1, open_high=True),
     "*optim.eps": above(0),
+    "*optim.clip": at_least(0),
     "gan_finetune_factor": at_least(0),
     "outer.num_inner_steps": at_least(1),
     "outer.every": at_least(1),
@@ -131,6 +132,7 @@ BOUNDS: Mapping[str, Bound] = {
     "outer.*damping": at_least(0),
     "outer.*num_pairs": at_least(1),
     "outer.*sigma": above(0),
+    "outer.*num_unrolls": at_least(1),
     "diagnose.inner_steps": at_least(1),
     "diagnose.draws": at_least(1),
     "diagnose.repeats": at_least(1),
@@ -299,6 +301,11 @@ def _check_outer(config):
         raise errors.InputError(
             f"outer.estimator is {outer.estimator!r}, which needs a symmetric Hessian: set "
             "outer.through_generator_training=False, or use 'neumann'."
+        )
+    if ESTIMATORS[outer.estimator].start and outer.num_inner_steps < outer.every:
+        raise errors.InputError(
+            f"outer.estimator is {outer.estimator!r}, whose particles have to take every step: set "
+            f"outer.every to outer.num_inner_steps={outer.num_inner_steps}, or the other way round."
         )
     try:
         choose_gradient(outer.estimator, outer.gradient)

@@ -28,6 +28,9 @@ class Estimator:
       needs_stationarity: whether it takes the inner problem as an equation.
       needs_symmetry: whether that equation must have a symmetric derivative, that is, one player.
       gradient: how inner gradients must be differentiated; '': in any way.
+      draws: whether it draws noise, from the keys.
+      start: `(theta, inner_state, **fields) -> carry`, of an estimator with a memory: what it is given
+        after the keys at first, and its result brings along for the next time. None: it has none.
     """
 
     make: Callable
@@ -35,6 +38,8 @@ class Estimator:
     needs_stationarity: bool = False
     needs_symmetry: bool = False
     gradient: str = ""
+    draws: bool = False
+    start: Callable | None = None
 
 
 def _implicit(solver: Callable, needs_symmetry: bool = False) -> Estimator:
@@ -59,6 +64,11 @@ def _implicit(solver: Callable, needs_symmetry: bool = False) -> Estimator:
     return Estimator(make, make_host, True, needs_symmetry)
 
 
+def _start_particles(theta, inner_state, *, num_pairs, **fields):
+    del fields
+    return hypergradient.start_particles(theta, inner_state, num_pairs)
+
+
 ESTIMATORS = {
     "unrolled": Estimator(hypergradient.unrolled, host_loop.unrolled),
     "truncated": Estimator(hypergradient.truncated, host_loop.unrolled),
@@ -71,8 +81,9 @@ ESTIMATORS = {
     "conjugate_gradient": _implicit(hypergradient.conjugate_gradient, needs_symmetry=True),
     "sama": _implicit(hypergradient.sama),
     "evolution_strategies": Estimator(
-        hypergradient.evolution_strategies, host_loop.evolution_strategies
+        hypergradient.evolution_strategies, host_loop.evolution_strategies, draws=True
     ),
+    "pes": Estimator(hypergradient.pes, host_loop.pes, draws=True, start=_start_particles),
 }
 
 # How inner gradients are differentiated once more; the fields are keyword arguments beside the loss.
@@ -107,6 +118,12 @@ def choose_gradient(estimator: str, gradient: str) -> str:
     return needed or gradient
 
 
+def start(name: str, fields: Mapping[str, Any], theta: Any, inner_state: Any) -> Any:
+    """What the estimator is given after the keys at its first estimate; () if it has no memory."""
+    make = ESTIMATORS[name].start
+    return make(theta, inner_state, **fields) if make else ()
+
+
 def create_estimator(
     name: str,
     fields: Mapping[str, Any],
@@ -133,7 +150,8 @@ def create_estimator(
       step: the compiled, indexed inner step, if there is one already.
 
     Returns:
-      `(theta, inner_state, inner_batches, outer_batch, rngs) -> Hypergradient`.
+      `(theta, inner_state, inner_batches, outer_batch, rngs) -> Hypergradient`; with a memory, it takes
+      that of the last result, or of `start`, after the keys.
 
     Raises:
       KeyError: no such estimator.

@@ -183,6 +183,7 @@ def training(
     num_steps: int,
     seed: int,
     draw_samples: Callable | None = None,
+    start_estimate: Callable = lambda theta, players: (),
 ) -> Stage:
     """The segmenter, with the generator as the method says.
 
@@ -197,6 +198,7 @@ def training(
       num_steps: its length.
       seed: of the experiment.
       draw_samples: as `draw`, on one device: the batch of which sources of pairs show samples.
+      start_estimate: `(theta, players) -> carry`, the memory of the estimator before its first estimate.
     """
     draw_batches, draw_outer = draws
     train, validation = map(_on_device, arrays)
@@ -221,10 +223,12 @@ def training(
             players, metrics = step(state.players, state.theta, drawn, keys, 0)
             return state.replace(players=players, step=state.step + 1), metrics, 1
         unseen = draw_outer(validation, keys[0])
-        result = estimate(state.theta, state.players, drawn, unseen, keys)
+        memory = (state.carry,) if jax.tree.leaves(state.carry) else ()
+        result = estimate(state.theta, state.players, drawn, unseen, keys, *memory)
         theta, theta_opt, norm = update(result.grad, state.theta_opt, state.theta)
         metrics = {**result.metrics, "outer/hypergradient_norm": norm}
-        return TrainState(result.inner_state, theta, theta_opt, state.step + count), metrics, count
+        state = TrainState(result.inner_state, theta, theta_opt, state.step + count, result.carry)
+        return state, metrics, count
 
     def pairs(state):
         batch = draw_samples(train, step_key(seed, "train", 0)[None])
@@ -235,7 +239,10 @@ def training(
     make_samples = _compile_pairs(parts)
 
     def init(players):
-        return init_state({**(players or {}), "segmenter": init_segmenter(parts, seed)}, parts)
+        state = init_state({**(players or {}), "segmenter": init_segmenter(parts, seed)}, parts)
+        if not online:
+            return state
+        return state.replace(carry=start_estimate(state.theta, state.players))
 
     return Stage(
         name=name,

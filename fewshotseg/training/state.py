@@ -22,9 +22,11 @@ class TrainState:
       theta: the outer variables that move.
       theta_opt: state of their optimiser.
       step: int32 scalar, number of inner steps done.
+      carry: memory of the estimator of the hypergradient; () if it has none.
     """
 
     players: levels.State
     theta: Theta
     theta_opt: Any
     step: jax.Array
+    carry: Any = ()

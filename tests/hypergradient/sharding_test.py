@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 NUM_DEVICES, NUM_STEPS, BATCH_SIZE = 2, 3, 4
 ESTIMATORS = (
     *("unrolled", "truncated", "one_step", "forward_mode"),
-    *("identity", "neumann", "conjugate_gradient", "sama", "evolution"),
+    *("identity", "neumann", "conjugate_gradient", "sama", "evolution", "pes"),
 )
 
 
@@ -49,11 +49,21 @@ def _estimator(name, axis_name=None):
     }
     if name in solvers:
         return hg.implicit_gradient(step, outer_loss, equation, solvers[name], axis_name=axis_name)
+
+    def pes(*functions, **options):
+        def first(theta, state, *rest):
+            return hg.pes(*functions, **options)(
+                theta, state, *rest, hg.start_particles(theta, state, 2)
+            )
+
+        return first
+
     make, options = {
         "unrolled": (hg.unrolled, {"remat": "sqrt"}),
         "truncated": (hg.truncated, {"horizon": 2}),
         "one_step": (hg.one_step, {}),
         "forward_mode": (hg.forward_mode, {}),
+        "pes": (pes, {"num_pairs": 2, "sigma": 0.1, "num_unrolls": 2}),
         "evolution": (hg.evolution_strategies, {"num_pairs": 2, "sigma": 0.1}),
     }[name]
     return make(step, outer_loss, axis_name=axis_name, **options)

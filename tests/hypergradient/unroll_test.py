@@ -186,6 +186,22 @@ def _stationarity(optimizer="adam", gradient=inner_gradient.mixed, axis_name=Non
     )
 
 
+def _with_particles(make):
+    """`pes` as an estimator of five arguments: its first estimate."""
+
+    def maker(*functions, **options):
+        estimate = make(*functions, **options)
+
+        def first(theta, state, *rest):
+            return estimate(
+                theta, state, *rest, hg.start_particles(theta, state, options["num_pairs"])
+            )
+
+        return first
+
+    return maker
+
+
 # Name -> the pure estimator, its twin for CPUs, and what both are given.
 _IMPLICIT = hg.implicit_gradient, host_loop.implicit_gradient
 EVERY = {
@@ -204,6 +220,11 @@ EVERY = {
         hg.evolution_strategies,
         host_loop.evolution_strategies,
         {"num_pairs": 2, "sigma": 0.1},
+    ),
+    "pes": (
+        _with_particles(hg.pes),
+        _with_particles(host_loop.pes),
+        {"num_pairs": 2, "sigma": 0.3, "num_unrolls": 2},
     ),
 }
 

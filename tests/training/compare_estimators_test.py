@@ -207,6 +207,12 @@ def test_every_estimator_can_be_chosen_by_one_field(name, loop):
         with pytest.raises(errors.InputError, match="symmetric Hessian: set outer.through_gen"):
             config_check.check_config(config)
         config.outer.through_generator_training = False
+    if name == "pes":
+        with pytest.raises(
+            errors.InputError, match="set outer.every to outer.num_inner_steps=1, or"
+        ):
+            config_check.check_config(config)
+        config.outer.every = config.outer.num_inner_steps
     config_check.check_config(config)
     grad = _toy_estimate(name, build.outer_fields(config, name), loop)
     assert np.isfinite(grad) and grad != 0
@@ -226,7 +232,10 @@ def _toy_estimate(name, fields, loop="auto"):
         loop=loop,
     )
     keys = jax.random.split(jax.random.key(0), 1)
-    return float(estimate(jnp.float32(3.0), jnp.float32(1.0), None, None, keys).grad)
+    theta, state = jnp.float32(3.0), jnp.float32(1.0)
+    memory = estimators.start(name, fields, theta, state)
+    memory = (memory,) if estimators.ESTIMATORS[name].start else ()
+    return float(estimate(theta, state, None, None, keys, *memory).grad)
 
 
 def test_fields_reach_the_estimator():

@@ -1,5 +1,7 @@
 """The step that trains is the step that is differentiated, and theta moves when it should."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,12 +12,13 @@ import tiny
 from fewshotseg.data import augment, batches
 from fewshotseg.methods import METHODS
 from fewshotseg.models.factory import Network
+from fewshotseg.runs import checkpoint
 from fewshotseg.training import devices, estimators, stages
 
 K = 2
 
 
-def _stage(name, every, **options):
+def _stage(name, every, estimator="unrolled", fields=None, **options):
     """A training of toy networks: 4 steps, one hypergradient through two steps every `every` steps."""
     method = METHODS[name]
     toy = tiny.make_toy_method(learning_rate=0.1, axis_name=devices.AXIS_NAME, draws=method.draws)
@@ -60,8 +63,8 @@ def _stage(name, every, **options):
 
     def create_estimate(inner_step, step):
         return estimators.create_estimator(
-            "unrolled",
-            {},
+            estimator,
+            fields or {},
             inner_step,
             toy.outer_loss(),
             axis_name=devices.AXIS_NAME,
@@ -69,6 +72,8 @@ def _stage(name, every, **options):
             step=step,
         )
 
+    if fields:
+        options["start_estimate"] = functools.partial(estimators.start, estimator, fields)
     outer = stages.OuterLoop(num_inner_steps=K, every=every, start=0, through_generator=True)
     stage = stages.training(
         name, method, parts, outer, draws, (cases, cases), create_estimate, 4, seed=0, **options
@@ -121,6 +126,23 @@ def test_another_order_of_the_players_would_be_found(swapped, monkeypatch):
         state, _, _ = plain.advance(state, step)
     distance = tiny.distance(after.players["segmenter"].params, state.players["segmenter"].params)
     assert (distance > 1e-4) == swapped
+
+
+def test_the_memory_of_an_estimator_outlives_the_process(tmp_path):
+    """Of two hypergradients, the second after a restart from the checkpoint of the first: the same bits."""
+    fields = {"num_pairs": 1, "sigma": 0.1, "num_unrolls": 5}
+    stage, start = _stage("end2end", K, "pes", fields)
+    first, _, _ = stage.advance(start, 0)
+    second, _, _ = stage.advance(first, K)
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(K, jax.device_get(first), {"w": np.ones(1)}, {})
+    restored, _, _ = checkpoints.restore(start, K)
+    checkpoints.close()
+    again, _, _ = stage.advance(restored, K)
+    jax.tree.map(np.testing.assert_array_equal, again, second)
+    assert int(second.carry.unrolls) == 2
+    forgetful, _, _ = stage.advance(first.replace(carry=start.carry), K)
+    assert tiny.distance(forgetful.theta, second.theta) > 1e-4
 
 
 def test_theta_moves_downhill():
