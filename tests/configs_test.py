@@ -4,10 +4,9 @@ import importlib
 import pathlib
 import re
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -15,7 +14,7 @@ from configs import default, public
 from fewshotseg.data.sources.tfds import DATASETS
 from fewshotseg.methods import METHODS
 from fewshotseg.models import factory
-from fewshotseg.training import build, config_check, estimators, stages
+from fewshotseg.training import build, config_check, estimators
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
@@ -42,18 +41,8 @@ def test_config_is_sound(name):
     config = load(name)
     config_check.check_config(config)
     assert config.is_locked
-    spec = build.create_spec(config, 2)
-    parts = build.create_parts(config, spec, METHODS["end2end"], "train", axis_name=None)
-    image, mask = (jnp.zeros((1, *spec.image_size, n)) for n in (spec.channels, 1))
-
-    def outputs():
-        players = stages.init_family(parts, config.seed)
-        segmenter = stages.init_segmenter(parts, config.seed).params
-        logits = parts.networks["segmenter"].apply(segmenter, image, None)
-        return logits, parts.family.draw(players, parts.theta, mask, None)
-
-    logits, drawn = jax.eval_shape(outputs)
-    assert logits.shape == mask.shape and drawn.shape == image.shape
+    image, mask, logits, drawn = tiny.output_shapes(config)
+    assert logits == mask and drawn == image
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "default"])

@@ -30,8 +30,8 @@ from fewshotseg.training import devices as parallel
 
 ROOT = pathlib.Path(__file__).parents[1]
 METHODS = ("real_only", "joint", "end2end")
-# Value and tolerance: through the first steps of Adam, float32 rounding is a few percent of the norm.
-GOLDEN = {"outer/loss": (1.59434, 0.01), "outer/hypergradient_norm": (0.1668, 0.1)}
+# Value and tolerance: rounding is amplified through Adam's first steps, less with the toy's larger eps.
+GOLDEN = {"outer/loss": (1.42596, 0.01), "outer/hypergradient_norm": (0.0087764, 0.1)}
 
 
 def arguments(workdir, *flags):

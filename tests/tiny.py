@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fewshotseg.data import augment
-from fewshotseg.genseg import gan, levels, pair_sources, segmenter
+from fewshotseg.genseg import gan, levels, losses, pair_sources, segmenter
 from fewshotseg.genseg.outer_variables import OUTER_VARIABLES
 from fewshotseg.hypergradient import inner_gradient
+from fewshotseg.methods import METHODS
 from fewshotseg.models import factory, patchgan, pix2pix, unet
-from fewshotseg.training import optimizers
+from fewshotseg.training import build, optimizers, stages
 
 SIZE, CHANNELS, LEVELS = 8, 1, 2
 
@@ -210,6 +211,71 @@ def make_toy_method(*, optimizer="adam", learning_rate=1e-2, networks=TOYS, **op
     """A `Method` of toy networks."""
     jitter = options.pop("jitter", toy_jitter)
     return _make(networks, jitter, optimizer, learning_rate, 1.0, **options)
+
+
+# --- Networks for a configuration ----------------------------------------------------------------
+
+
+def paint_family(networks, optimizer, use, *, num_classes, **fields):
+    """A family of one player, whose network paints mixtures of three shifts of the mask."""
+    ((name, paint),) = networks.items()
+
+    def draw(params, theta, masks, keys):
+        shifts = masks, jnp.roll(masks, 2, 1), jnp.roll(masks, 4, 2)
+        weights = use(theta)["architecture"]["encoder"][0]
+        return paint(params, sum(w * s for w, s in zip(weights, shifts, strict=True)))
+
+    def inputs(state, theta, batch):
+        masks = losses.one_hot_foreground(batch["mask"], num_classes)
+        return {"theta": theta}, {"masks": masks, "real": batch["image"]}
+
+    def loss(params, outer, data):
+        drawn = draw(params, outer["theta"], data["masks"], None)
+        value = losses.l1_loss(drawn, data["real"]).mean()
+        return value, {f"{name}/loss": value}
+
+    return levels.Family(
+        {name: levels.Player(loss, inputs, optimizer)},
+        lambda state, theta, masks, keys: draw(state[name].params, theta, masks, keys),
+    )
+
+
+def create_painter(name, fields, spec):
+    """Its network: a colour."""
+    return factory.Network(
+        lambda key: {"colour": jax.random.normal(key, (1, spec.channels))},
+        lambda params, masks: jnp.tanh(masks @ params["colour"]),
+        {"encoder": (1, 3)},
+    )
+
+
+def create_pixel_segmenter(name, fields, spec):
+    """A segmenter of two layers per pixel."""
+    shapes = {"in": (spec.channels, 4), "out": (4, 1)}
+
+    def init(key):
+        keys = jax.random.split(key, len(shapes))
+        return {n: jax.random.normal(k, shapes[n]) for n, k in zip(shapes, keys, strict=True)}
+
+    def apply(params, images, keys):
+        return jax.nn.silu(images @ params["in"]) @ params["out"]
+
+    return factory.Network(init, apply)
+
+
+def output_shapes(config, num_classes=2):
+    """Shapes of an image, its mask, the segmenter's logits and a drawn image; nothing is compiled."""
+    spec = build.create_spec(config, num_classes)
+    parts = build.create_parts(config, spec, METHODS["end2end"], "train", axis_name=None)
+    image, mask = (jnp.zeros((1, *spec.image_size, n)) for n in (spec.channels, 1))
+
+    def outputs():
+        players = stages.init_family(parts, config.seed)
+        segmenter_params = stages.init_segmenter(parts, config.seed).params
+        logits = parts.networks["segmenter"].apply(segmenter_params, image, None)
+        return image, mask, logits, parts.family.draw(players, parts.theta, mask, None)
+
+    return [x.shape for x in jax.eval_shape(outputs)]
 
 
 # --- Problems ------------------------------------------------------------------------------------

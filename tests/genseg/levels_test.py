@@ -124,7 +124,7 @@ def test_last_step_of_real_networks_against_central_differences():
 
 def test_without_synthetic_images_the_architecture_of_real_networks_does_not_matter():
     method = tiny.make_method(synthetic_weight=0.0)
-    grad = _Chain(method, tiny.make_problem(method, num_steps=2)).estimate("scan").grad
+    grad = _Chain(method, tiny.make_problem(method, num_steps=1)).estimate("scan").grad
     for leaf in jax.tree.leaves(grad):
         np.testing.assert_array_equal(leaf, 0.0)
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tiny
 
 from configs import demo
 from fewshotseg.methods import METHODS, Method
@@ -14,18 +15,8 @@ def test_networks_and_data_of_a_canvas_that_is_no_square():
     config.data.image_size = (16, 32)
     data = build_data.create_data(config)
     assert data.train["image"].shape == (6, 16, 32, 3)
-    spec = build.create_spec(config, data.num_classes)
-    parts = build.create_parts(config, spec, METHODS["end2end"], "train")
-    image, mask = jnp.zeros((1, 16, 32, 3)), jnp.zeros((1, 16, 32, 1))
-
-    def outputs():
-        players = stages.init_family(parts, config.seed)
-        segmenter = stages.init_segmenter(parts, config.seed).params
-        logits = parts.networks["segmenter"].apply(segmenter, image, None)
-        return logits, parts.family.draw(players, parts.theta, mask, None)
-
-    logits, drawn = jax.eval_shape(outputs)
-    assert logits.shape == (1, 16, 32, 1) and drawn.shape == image.shape
+    image, mask, logits, drawn = tiny.output_shapes(config, data.num_classes)
+    assert drawn == image == (1, 16, 32, 3) and logits == mask == (1, 16, 32, 1)
 
 
 def test_fields_and_steps_reach_the_draws():
@@ -119,37 +110,9 @@ def test_schedules_end_with_their_stage():
 
 
 def test_a_new_generator_family_is_one_file_and_one_row(monkeypatch):
-    """A family that colours the mask: one player, one network, trained, drawn and differentiated."""
-    from fewshotseg.genseg import levels, losses
-    from fewshotseg.models import factory
-
-    def family(networks, optimizer, use, *, num_classes):
-        def draw(params, theta, masks, keys):
-            gain = use(theta)["architecture"]["encoder"].sum()
-            return jnp.tanh(gain * networks["painter"](params, masks))
-
-        def inputs(state, theta, batch):
-            masks = losses.one_hot_foreground(batch["mask"], num_classes)
-            return {"theta": theta}, {"masks": masks, "real": batch["image"]}
-
-        def loss(params, outer, data):
-            drawn = draw(params, outer["theta"], data["masks"], None)
-            value = losses.l1_loss(drawn, data["real"]).mean()
-            return value, {"painter/loss": value}
-
-        return levels.Family(
-            {"painter": levels.Player(loss, inputs, optimizer)},
-            lambda state, theta, masks, keys: draw(state["painter"].params, theta, masks, keys),
-        )
-
-    def painter(name, fields, spec):
-        return factory.Network(
-            lambda key: {"colour": jax.random.normal(key, (1, spec.channels))},
-            lambda params, masks: masks @ params["colour"],
-            {"encoder": (1, 3)},
-        )
-
-    monkeypatch.setitem(build.FAMILIES, "paint", build.FamilyRow(family, {"painter": painter}))
+    """A family that colours the mask: one player, one network, trained and drawn."""
+    row = build.FamilyRow(tiny.paint_family, {"painter": tiny.create_painter})
+    monkeypatch.setitem(build.FAMILIES, "paint", row)
     config = demo.get_config("runlocal")
     with config.unlocked():
         config.family.name = "paint"

@@ -8,20 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
+import toy_config
 from PIL import Image
 
 from configs import demo
 from fewshotseg import errors
 from fewshotseg.methods import METHODS
+from fewshotseg.models import factory
 from fewshotseg.runs import folder
 from fewshotseg.training import build, compare_estimators, config_check, estimators, train
 
 
 def _config():
-    config = demo.get_config("runlocal")
-    config.data.image_size = 16
-    config.segmenter.unet.num_levels = config.discriminator.patchgan.num_levels = 1
-    config.generator.pix2pix.num_levels = 2
+    config = toy_config.get_config()
     config.pretrain.num_steps = 2
     config.checkpoint_every = 2
     config.diagnose.estimators = ("truncated", "evolution_strategies")
@@ -33,17 +33,16 @@ def _config():
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    """Rows and folder of a comparison at K = 2, after pre-training."""
+    """Rows and folder of a comparison at K = 2, after pre-training, of networks that compile fast."""
     config, workdir = _config(), tmp_path_factory.mktemp("compare")
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)  # compiling is all that takes time
-    try:
+    row = build.FamilyRow(tiny.paint_family, {"generator": tiny.create_painter})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(build.FAMILIES, "gan", row)
+        patch.setattr(factory, "create_segmenter", tiny.create_pixel_segmenter)
         folder.write(config, workdir)
         experiment = build.build(config)
         train.run_stage(experiment, experiment.pretraining(), workdir / "generator")
         return compare_estimators.compare_estimators(config, workdir), workdir
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def test_the_exact_one_is_the_reference_without_being_asked_for(compared):
@@ -51,7 +50,8 @@ def test_the_exact_one_is_the_reference_without_being_asked_for(compared):
     assert (exact.label, truncated.label) == ("unrolled", "truncated")
     assert exact.cosine == pytest.approx(1.0, abs=1e-6)
     assert exact.norm == pytest.approx(1.0, abs=1e-6)
-    assert 0.0 < truncated.cosine < 0.9999  # it looks one step back of two
+    assert 0.0 < truncated.cosine < 0.99999  # it looks one step back of two
+    assert truncated.norm < 0.99
     assert truncated.loss == pytest.approx(exact.loss, rel=1e-4)
     assert exact.draws == truncated.draws == 1 and exact.cosine_spread == 0.0
 
@@ -59,7 +59,7 @@ def test_the_exact_one_is_the_reference_without_being_asked_for(compared):
 def test_noise_is_drawn_several_times(compared):
     noisy = compared[0][2]
     assert noisy.label == "evolution_strategies" and noisy.draws == 3
-    assert noisy.cosine_spread > 0.01  # one pair for 12 outer variables
+    assert noisy.cosine_spread > 0.01  # one pair for 3 outer variables
     assert noisy.loss == pytest.approx(compared[0][0].loss, rel=1e-4)
 
 
