@@ -90,6 +90,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.segmenter.unet.groups = 8  # of the group normalisation
     config.segmenter.unet.activation = "relu"  # 'relu' | 'silu'
     config.segmenter.unet.pool = "max"  # 'max' | 'avg'
+    config.segmenter.unet.rate = 1.0  # times optim.learning_rate
     config.segmenter.unet.dtype = "float32"  # of the computation: 'float32' | 'bfloat16'
     config.segmenter.efficient_unet = ConfigDict()  # EfficientNet-Lite0 with a U-Net's decoder
     # Of the encoder at the start: 'imagenet' (needs the extra `pretrained`), '' (drawn), or a file.

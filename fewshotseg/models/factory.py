@@ -29,7 +29,7 @@ class Network(NamedTuple):
       mixing: shapes `(cells, candidates)` of the mixing weights it takes, by side; empty where nothing
         is searched.
       rates: learning rates of parts of the parameters, by the first part of their names, relative to that
-        of the others; 0: they never move.
+        of the optimiser, '' for all others; 0: they never move.
       given: the parts of the parameters that `init` reads and does not draw, by the same names.
       notice: what people should know of these.
     """

@@ -20,6 +20,7 @@ class UNet(nn.Module):
       groups: of the group normalisation.
       activation: 'relu', or 'silu' where second derivatives have to be smooth.
       pool: 'max' or 'avg'.
+      rate: times the learning rate, where one optimiser serves several segmenters.
       dtype: of the computation; parameters and logits are float32.
     """
 
@@ -29,6 +30,7 @@ class UNet(nn.Module):
     groups: int = 8
     activation: str = "relu"
     pool: str = "max"
+    rate: float = 1.0
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -52,6 +54,11 @@ class UNet(nn.Module):
             x = self._double_conv(jnp.concatenate([skips[level], x], -1), features, f"up_{level}")
         logits = layers.Conv(self.num_outputs, kernel_size=1, name="logits")(x)
         return logits.astype(jnp.promote_types(jnp.float32, self.dtype))
+
+    @nn.nowrap
+    def rates(self) -> dict[str, float]:
+        """Learning rates relative to that of the optimiser; '' for all parts."""
+        return {} if self.rate == 1.0 else {"": self.rate}
 
     def _double_conv(self, x, features, name):
         for i in range(2):

@@ -94,7 +94,7 @@ def create_optimizer(
         anything else. 0: none.
       differentiable: the twin of the stock chain whose derivative is finite everywhere.
       rates: factors of the learning rate (and so of decoupled decay) for parts of the parameters, by the
-        first part of their names; 0: they never move, have no moments, and do not count in `clip`.
+        first part of their names, '' for all others; 0: they never move, have no moments, and do not count in `clip`.
 
     Raises:
       InputError: an unknown name, schedule or way with the second moment.
@@ -135,7 +135,8 @@ def _scale_parts(rates: Mapping[str, float]):
 
     def scale(updates, params=None):
         del params
-        return {name: optax.tree.scale(rates.get(name, 1.0), u) for name, u in updates.items()}
+        others = rates.get("", 1.0)
+        return {name: optax.tree.scale(rates.get(name, others), u) for name, u in updates.items()}
 
     return optax.stateless(scale)
 

@@ -301,3 +301,11 @@ def test_a_second_moment_that_is_given_is_a_constant():
         slope = jax.grad(lambda g: optimizer.update(g, state)[0])(jnp.float64(2.0))
     v = (0.999 * 0.001 * 0.25 + 0.001 * 4.0) / (1 - 0.999**2)
     assert slope == pytest.approx(-0.1 * 0.1 / (1 - 0.81) / (v**0.5 + 1e-8), rel=1e-9)
+
+
+def test_one_rate_for_all_other_parts():
+    grads = {"encoder": jnp.ones(2), "head": jnp.ones(2)}
+    optimizer = create("sgd", 0.1, 9, rates={"": 3.0, "encoder": 0.5})
+    updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
+    np.testing.assert_allclose(updates["head"], -0.3, rtol=1e-6)
+    np.testing.assert_allclose(updates["encoder"], -0.05, rtol=1e-6)
