@@ -31,6 +31,7 @@ def create_problem(
     num_steps: int,
     num_starts: int,
     key: PRNGKey,
+    judged: Mapping[str, np.ndarray] | None = None,
     describe: Callable[[Theta], Mapping[str, Mapping[str, float]]] = lambda theta: {},
     report: Callable[[int, int, int], None] = lambda fold, start, step: None,
 ) -> search.Problem:
@@ -47,10 +48,13 @@ def create_problem(
       num_steps: of a trial, K.
       num_starts: trials per fold, each from other weights.
       key: of everything; the starts and the folds have keys of their own.
+      judged: the same cases as those that are held out should look, say as another camera sees them; None:
+        as they are.
       describe: see `search.Problem`.
       report: told fold, start and how many steps were taken: 0 before the first, then every few.
     """
     arrays = jax.tree.map(jnp.asarray, dict(arrays))
+    judged = arrays if judged is None else jax.tree.map(jnp.asarray, dict(judged))
     theta = jax.tree.map(np.asarray, theta)
     largest = max(map(len, folds))
 
@@ -85,7 +89,7 @@ def create_problem(
 
     def run(theta, fold, start, differentiate):
         theta, state, tangents = train(theta, fold, start, differentiate)
-        held_out = _held_out(arrays, folds[fold], largest)
+        held_out = _held_out(judged, folds[fold], largest)
         if not differentiate:
             return search.Trial(float(judge(state, theta, held_out)), None)
         loss, gradient, _ = finish(state, tangents, theta, held_out)

@@ -17,7 +17,7 @@ from fewshotseg.genseg import levels, outer_variables, pair_sources, segmenter
 from fewshotseg.hypergradient import inner_gradient
 from fewshotseg.training import cross_fit, optimizers, search
 
-CASES, SIZE, FOLDS, STEPS = 20, 10, 5, 40
+CASES, SIZE, FOLDS, STEPS = 20, 10, 5, 100
 FIELDS = {"num_rounds": 2, "rate": 2.0, "level": 0.1}
 
 
@@ -44,9 +44,19 @@ def _poisoned(state, theta, batch, keys):
     return pairs._replace(masks=jnp.roll(pairs.masks, 4, (1, 2)))
 
 
-def _problem(sources, *, dtype=jnp.float32, num_starts=1, data=None, judged=lambda loss: loss):
-    settings = {"synthetic_weight": 2.0, "mixture": tuple(sources)}
-    theta, use = outer_variables.create(settings, ("mixture",), jax.random.key(0))
+def _problem(
+    sources,
+    *,
+    dtype=jnp.float32,
+    num_starts=1,
+    data=None,
+    term=lambda loss: loss,
+    variables=("mixture",),
+    judged=None,
+    synthetic_weight=2.0,
+):
+    settings = {"synthetic_weight": synthetic_weight, "mixture": tuple(sources), "colour_shift": 1}
+    theta, use = outer_variables.create(settings, variables, jax.random.key(0))
     theta = jax.tree.map(lambda x: x.astype(dtype), theta)
     optimizer = optimizers.create_optimizer(
         "adam", 0.05, STEPS, schedule="cosine", differentiable=True
@@ -84,7 +94,7 @@ def _problem(sources, *, dtype=jnp.float32, num_starts=1, data=None, judged=lamb
     folds = np.arange(CASES).reshape(FOLDS, -1)
     return cross_fit.create_problem(
         step,
-        judged(cross_fit.of_average(functools.partial(levels.outer_loss, terms=terms))),
+        term(cross_fit.of_average(functools.partial(levels.outer_loss, terms=terms))),
         init,
         draw,
         _data(dtype) if data is None else data,
@@ -92,6 +102,7 @@ def _problem(sources, *, dtype=jnp.float32, num_starts=1, data=None, judged=lamb
         theta,
         num_steps=STEPS,
         num_starts=num_starts,
+        judged=judged,
         key=jax.random.key(0),
     )
 
@@ -126,7 +137,7 @@ def test_a_trial_knows_nothing_of_the_fold_held_out():
             state, theta, {**batch, "weight": batch["weight"].at[0].set(0.0)}
         )
 
-    before, after = (_problem(SOURCES, data=d, judged=uncounted) for d in (_data(), changed))
+    before, after = (_problem(SOURCES, data=d, term=uncounted) for d in (_data(), changed))
     losses = [[p.run(p.theta, fold, 0, False).loss for fold in (0, 1)] for p in (before, after)]
     assert losses[0][0] == losses[1][0] and losses[0][1] != losses[1][1]
 
@@ -135,6 +146,22 @@ def test_a_poisoned_source_is_switched_off(tmp_path):
     theta = search.run("hypergradient", _problem(SOURCES), FIELDS, tmp_path / "s.json", seed=0)
     weights = np.asarray(outer_variables.OUTER_VARIABLES["mixture"].use(theta["mixture"], ()))
     assert weights[1] < 0.05
+
+
+def test_the_colours_of_another_camera_are_found(tmp_path):
+    """Images held out are 0.3 brighter than those to train on; synthetic ones may be shifted, too."""
+    brighter = _data()
+    brighter["image"] += 0.3
+    problem = _problem(
+        {"augmented": _augmented},
+        variables=("colour_shift",),
+        judged=brighter,
+        synthetic_weight=20.0,
+    )
+    fields = {**FIELDS, "rate": 0.3}
+    theta = search.run("hypergradient", problem, fields, tmp_path / "s.json", seed=0)
+    shift = outer_variables.OUTER_VARIABLES["colour_shift"].use(theta["colour_shift"], 1)
+    assert 0.2 < float(shift[0]) < 0.4
 
 
 def test_where_sources_are_alike_nothing_moves(tmp_path):
