@@ -170,7 +170,8 @@ def test_an_interrupt_leaves_a_model_that_predicts(
     of_ctrl_c, sent, code, words, environment, tmp_path
 ):
     workdir = tmp_path / "stopped"
-    started = command(workdir, "--config.methods=real_only")
+    # So many steps that it cannot end by itself before the signal comes.
+    started = command(workdir, "--config.methods=real_only", "--config.train.num_steps=1000")
     with subprocess.Popen(
         [sys.executable, "-c", LAUNCH, of_ctrl_c, *started[1:]],
         stdout=subprocess.PIPE,
