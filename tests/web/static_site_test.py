@@ -1,4 +1,4 @@
-"""The page that needs no server: what it is made of, and that a browser predicts with it as a model does."""
+"""The page that needs no server: what it is made of, and that a browser predicts with it as models do."""
 
 import functools
 import http.server
