@@ -160,6 +160,7 @@ def _define_flags():
         "predict: folder for the masks; export: for the model; report: the HTML page.",
         **kind,
     )
+    flags.DEFINE_boolean("web", False, "export: also a page that predicts in the browser.", **kind)
     flags.DEFINE_string("host", "127.0.0.1", "serve: the address to listen on.", **kind)
     flags.DEFINE_integer("port", 0, "serve: the port; 0 for any that is free.", 0, 65535, **kind)
     flags.DEFINE_boolean(

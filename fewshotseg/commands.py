@@ -17,8 +17,8 @@ def run(mode: str, config, flags: Any) -> None:
     Args:
       mode: a key of `COMMANDS`.
       config: the configuration.
-      flags: has `workdir`, `minutes`, `data_dir`, `input`, `output`, `host`, `port`,
-        `allow_other_machines`, `coordinator`, `num_processes` and `process_id`.
+      flags: has `workdir`, `minutes`, `data_dir`, `input`, `output`, `web`, `host`,
+        `port`, `allow_other_machines`, `coordinator`, `num_processes` and `process_id`.
 
     Raises:
       InputError: whatever the user can put right.
@@ -224,6 +224,11 @@ def export(config, flags) -> None:
     predictor = _load_predictor(config, flags)
     about = export_lib.about_runs(predictor, flags.workdir.split(","))
     folder = export_lib.export_model(predictor, flags.output, about)
+    if flags.web:
+        from fewshotseg.web import static_site
+
+        static_site.write_site(folder, folder / "web")
+        print(f"The page that predicts in the browser: {folder / 'web'}, see its README.txt")
     print(f"Exported: {folder}; try python {folder / 'predict_standalone.py'} PICTURE")
 
 

@@ -1,7 +1,6 @@
 """The local server of the live page. Nothing is kept: no picture is written, no request is logged."""
 
 import asyncio
-import pathlib
 import socket
 from collections.abc import Callable
 
@@ -17,8 +16,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from fewshotseg.errors import InputError
 from fewshotseg.results.predictor import Predictor
 from fewshotseg.web import live, security
+from fewshotseg.web.static_site import STATIC
 
-STATIC = pathlib.Path(__file__).parent / "static"
 PAGES = {
     "/": ("index.html", "text/html"),
     "/style.css": ("style.css", "text/css"),

@@ -1,0 +1,240 @@
+"""The live page in a real browser, driven as a person would; skipped where there is none."""
+
+import io
+import pathlib
+import re
+import shutil
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from serving import grey_levels, make_predictor, running
+
+from fewshotseg.results.predictor import segment_images
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine")
+FLAGS = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as started:
+        found = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def site():
+    with running() as found:
+        yield found
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens the page of a server; at the end, nothing was asked of anyone else, nothing went wrong."""
+    contexts, asked, wrong, addresses = [], [], [], []
+
+    def open_page(site, **size):
+        guard, address = site
+        context = browser.new_context(viewport=size or {"width": 1280, "height": 800})
+        contexts.append(context)
+        addresses.append(address)
+        context.on("request", lambda request: asked.append(request.url))
+        page = context.new_page()
+        page.on("websocket", lambda opened: asked.append(opened.url.replace("ws", "http", 1)))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("console", lambda line: wrong.append(line.text) if line.type == "error" else None)
+        page.goto(f"{address}/?token={guard.token}")
+        page.locator("body[data-ready=yes]").wait_for()
+        assert page.url == f"{address}/"
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not [url for url in asked if not url.startswith((*addresses, "blob:", "data:"))]
+    assert not wrong
+
+
+def _save(path, height=40, width=60, bright=100):
+    image = np.full((height, width, 3), 20, np.uint8)
+    image[10:30, 10:40] = bright
+    image[15:25, 20:30] = 250
+    Image.fromarray(image).save(path)
+    return image
+
+
+def _area(page):
+    return int(re.sub(r"\D", "", page.inner_text("#area").split("px")[0]))
+
+
+def _wait_for_area(page, wanted):
+    page.locator("#area", has_text=f": {wanted:,} px").wait_for()
+
+
+def _expected(image, threshold=0.5, predictor=None):
+    """Of probabilities rounded to 8 bits, as the page sees them."""
+    from fewshotseg.results.predictor import probabilities_of
+
+    (found,) = probabilities_of(predictor or make_predictor(), [image], ["a"], 1)
+    return int((np.rint(255 * found[..., 0]) >= 255 * threshold).sum())
+
+
+def test_a_picture_is_chosen_looked_at_and_saved(visit, site, tmp_path):
+    image = _save(tmp_path / "case 7.png", bright=160)
+    page = visit(site)
+    assert "not for diagnosis" in page.inner_text("#purpose")
+    assert page.is_disabled("#snapshot")
+    page.set_input_files("#files", tmp_path / "case 7.png")
+    (mask,) = segment_images(make_predictor(), [image], ["a"], 1)
+    _wait_for_area(page, int(mask.sum()))
+    assert page.inner_text("#size") == "60 × 40"
+
+    saved = []
+    page.on("download", lambda download: saved.append(download))
+    page.click("#snapshot")
+    for _ in range(100):
+        page.wait_for_timeout(50)
+        if len(saved) == 2:
+            break
+    named = {download.suggested_filename: pathlib.Path(download.path()) for download in saved}
+    assert set(named) == {"case 7.png", "case 7_mask.png"}
+    with Image.open(io.BytesIO(named["case 7.png"].read_bytes())) as picture:
+        np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), image)
+    with Image.open(io.BytesIO(named["case 7_mask.png"].read_bytes())) as picture:
+        np.testing.assert_array_equal(np.asarray(picture.convert("L")), 255 * mask)
+
+    page.fill("#threshold", "0.8")
+    fewer = _expected(image, 0.8)
+    assert 0 < fewer < mask.sum()
+    _wait_for_area(page, fewer)
+    page.fill("#spacing", "0.5")
+    page.locator("#area", has_text=f"{fewer / 4:.1f} mm²").wait_for()
+
+
+def _pixels(page):
+    with Image.open(io.BytesIO(page.locator("#view").screenshot())) as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    return pixels[80:-80, 20:-20]  # without the bars and the corners around the picture
+
+
+def test_what_is_drawn_follows_the_switches(visit, site, tmp_path):
+    _save(tmp_path / "a.png", bright=160)
+    page = visit(site)
+    page.set_input_files("#files", tmp_path / "a.png")
+    page.locator("#area", has_text="px").wait_for()
+    orange = np.array([230, 159, 0])
+
+    def near_orange():
+        return int((np.abs(_pixels(page) - orange).max(-1) < 8).sum())
+
+    both = _pixels(page)
+    assert near_orange() > 100
+    page.uncheck("#outline")
+    assert near_orange() < 20
+    tinted = _pixels(page)
+    page.uncheck("#map")
+    plain = _pixels(page)
+    assert np.ptp(plain, axis=-1).max() <= 2  # the picture itself is grey
+    assert 0 < np.abs(tinted - plain).max() and np.abs(both - tinted).max() > 50
+    page.check("#map")
+    page.fill("#opacity", "0.9")
+    assert np.abs(_pixels(page) - plain).mean() > 1.5 * np.abs(tinted - plain).mean()
+
+
+def test_a_camera_moves_the_mask(visit, site):
+    page = visit(site)
+    page.fill("#threshold", "0.35")  # the browser's own test picture is dark
+    page.click("#camera")
+    page.locator("#rate", has_text=".").wait_for()
+    assert page.get_attribute("#camera", "aria-pressed") == "true"
+    assert page.inner_text("#size") in ("256 × 192", "256 × 144")
+    areas = set()
+    until = time.monotonic() + 20
+    while len(areas) < 3 and time.monotonic() < until:
+        areas.add(_area(page))
+        page.wait_for_timeout(200)
+    assert len(areas) >= 3 and float(page.inner_text("#rate")) > 1
+    page.click("#camera")
+    assert page.inner_text("#camera") == "Start camera"
+    page.wait_for_timeout(500)
+    last = page.inner_text("#area")
+    page.wait_for_timeout(500)
+    assert page.inner_text("#area") == last
+    page.click("#camera")  # and again
+    page.locator("#rate", has_text=".").wait_for()
+
+
+def test_by_keyboard_alone(visit, site, tmp_path):
+    """A folder of pictures, in the order of their numbers."""
+    images = {
+        name: _save(tmp_path / name, height=40 + i)
+        for i, name in enumerate(("2.png", "10.png", "11.png"))
+    }
+    page = visit(site)
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("o")
+    chooser.value.set_files([tmp_path / name for name in images])
+    for name in images:
+        page.locator("#size", has_text=f"60 × {len(images[name])}").wait_for()
+        assert page.input_value("#names") == name
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowLeft")
+    page.locator("#size", has_text="60 × 41").wait_for()
+    for _ in range(30):  # every control can be reached, and shows that it is
+        page.keyboard.press("Tab")
+        if page.locator("#threshold:focus").count():
+            break
+    before = _area(page)
+    for _ in range(40):
+        page.keyboard.press("ArrowLeft")
+    assert page.input_value("#threshold") == "0.1" and _area(page) > before
+    assert (
+        page.locator("#names").evaluate("e => e.selectedIndex") == 1
+    )  # the arrows moved the slider
+
+
+def test_what_is_no_picture_is_said(visit, site, tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n no picture")
+    page = visit(site)
+    page.set_input_files("#files", tmp_path / "notes.txt")
+    page.locator("#message", has_text="no image among these files").wait_for()
+    page.set_input_files("#files", tmp_path / "broken.png")
+    page.locator(
+        "#message", has_text="broken.png is no image that this browser can show"
+    ).wait_for()
+    _save(tmp_path / "<img src=x onerror=alert(1)>.png")
+    page.set_input_files("#files", tmp_path / "<img src=x onerror=alert(1)>.png")
+    page.locator("#area", has_text="px").wait_for()
+    assert page.inner_text("#message") == "" and page.locator("img").count() == 0
+
+
+@pytest.mark.parametrize("width, height", [(1280, 800), (390, 844)])
+def test_it_fits_the_screen(width, height, visit, site, tmp_path):
+    _save(tmp_path / "a.png")
+    page = visit(site, width=width, height=height)
+    page.set_input_files("#files", tmp_path / "a.png")
+    page.locator("#area", has_text="px").wait_for()
+    assert page.evaluate("() => document.documentElement.scrollWidth") == width
+    for button in ("open", "camera", "snapshot"):
+        box = page.locator(f"#{button}").bounding_box()
+        assert box["height"] >= 40 and box["x"] + box["width"] <= width
+
+
+def test_several_classes(visit, tmp_path):
+    image = _save(tmp_path / "a.png", bright=120)
+    predictor = make_predictor(grey_levels, ("grey", "bright"))
+    with running(predictor) as site:
+        page = visit(site)
+        page.set_input_files("#files", tmp_path / "a.png")
+        (mask,) = segment_images(predictor, [image], ["a"], 1)
+        areas = [f"{name}: {(mask == i).sum()} px" for i, name in enumerate(("grey", "bright"), 1)]
+        page.locator("#area", has_text="; ".join(areas)).wait_for()
+        assert page.is_hidden("#threshold-label")
+        page.reload()  # the cookie is enough
+        page.locator("body[data-ready=yes]").wait_for()
