@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 
 # Sources of synthetic pairs that ask a generator, which is trained before any of them is used.
-GENERATED = ("generator",)
+GENERATED = ("generator", "appearance", "composite")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Method:
       trains_generator: whether the players of the generator move beside the segmenter, before it in
         every step. (Before the training, they are trained alone, for every method that draws.)
       sources: of synthetic pairs, rows of `genseg/pair_sources.py`: as many pairs as real ones, in
-        equal parts. () for none; None for those of `pairs.sources` of the configuration.
+        equal parts. () for none; None for those of `pairs.sources` of the configuration. 'generator' stands
+        for that of the generator family.
       moves_theta: whether the hypergradient moves the outer variables.
       augments: whether real pairs are augmented.
       real_batches: real pairs per step, as a multiple of `train.batch_size`; with 2 and without
@@ -75,6 +76,14 @@ METHODS = {
 }
 
 
-def resolve(method: Method, sources: Sequence[str]) -> Method:
-    """The row with its sources named: `sources`, those of the configuration, where it has none."""
-    return dataclasses.replace(method, sources=tuple(sources)) if method.sources is None else method
+def resolve(method: Method, sources: Sequence[str], generated: str = "generator") -> Method:
+    """The row with its sources named.
+
+    Args:
+      method: the row.
+      sources: those of the configuration, where the row has none of its own.
+      generated: that of the generator family.
+    """
+    named = sources if method.sources is None else method.sources
+    named = tuple(generated if source == "generator" else source for source in named)
+    return dataclasses.replace(method, sources=named)

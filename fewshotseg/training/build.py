@@ -3,33 +3,19 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 from fewshotseg.data import augment, batches, canvas, cases
-from fewshotseg.genseg import gan, levels, outer_variables, pair_sources, segmenter
+from fewshotseg.genseg import levels, outer_variables, pair_sources, segmenter
 from fewshotseg.methods import Method
 from fewshotseg.models import factory
 from fewshotseg.results import predictor
 from fewshotseg.training import build_data, build_pairs, devices, estimators, optimizers, stages
+from fewshotseg.training.build_pairs import FAMILIES
 
 NUM_SAMPLES = 6  # rows of a picture of synthetic pairs
-
-
-class FamilyRow(NamedTuple):
-    """A generator family: how it is made, and the networks it is made of, by the names of its players."""
-
-    create: Callable
-    networks: Mapping[str, Callable]
-
-
-FAMILIES = {
-    "gan": FamilyRow(
-        gan.family,
-        {"generator": factory.create_generator, "discriminator": factory.create_discriminator},
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +153,7 @@ def create_parts(
     intensity = augment.Intensity(**config.augment.intensity.to_dict())
     jitter = functools.partial(augment.jitter, strength=intensity)
     segment = networks["segmenter"].apply
-    tools = pair_sources.Tools(family.draw, use, spec.num_classes)
+    tools = pair_sources.Tools(family.draw, family.refine, use, spec.num_classes)
     sources = pair_sources.create(method.sources, tools, pair_fields)
     player = segmenter.player(
         segment,
@@ -238,19 +224,23 @@ def create_draws(
 
 def create_pretraining(config, data: cases.Data, spec: factory.Spec) -> stages.Stage:
     """See `stages.pretraining`."""
-    real = Method()
-    parts = create_parts(config, spec, real, "pretrain")
-    draw, _ = create_draws(config, spec.num_classes, real, config.pretrain.batch_size)
-    return stages.pretraining(parts, draw, data.train, config.pretrain.num_steps, config.seed)
+    method = build_pairs.pretraining_method(config)
+    parts = create_parts(config, spec, method, "pretrain")
+    draw, _ = create_draws(config, spec.num_classes, method, config.pretrain.batch_size)
+    return stages.pretraining(
+        parts,
+        draw,
+        data.train,
+        config.pretrain.num_steps,
+        config.seed,
+        _draw_samples(config, spec, method),
+    )
 
 
 def create_training(config, data: cases.Data, spec: factory.Spec, name: str) -> stages.Stage:
     """See `stages.training`; `name` is that of the method."""
     method = build_pairs.resolve_method(config, name)
     parts = create_parts(config, spec, method, "train")
-    draw_samples, _ = create_draws(
-        config, spec.num_classes, method, NUM_SAMPLES, axis_name=None, compile=jax.jit
-    )
     return stages.training(
         name,
         method,
@@ -261,8 +251,13 @@ def create_training(config, data: cases.Data, spec: factory.Spec, name: str) -> 
         functools.partial(create_estimate, config, parts, method),
         config.train.num_steps,
         config.seed,
-        draw_samples,
+        _draw_samples(config, spec, method),
     )
+
+
+def _draw_samples(config, spec, method):
+    options = dict(axis_name=None, compile=jax.jit)
+    return create_draws(config, spec.num_classes, method, NUM_SAMPLES, **options)[0]
 
 
 def create_estimate(
