@@ -103,10 +103,18 @@ def get_config(arg: str = "") -> ConfigDict:
     config.segmenter.efficient_unet.dtype = "float32"
 
     config.family = ConfigDict()  # of generators: which players there are and how they are trained
-    config.family.name = "gan"
+    config.family.name = "gan"  # 'gan' | 'appearance' | 'harmonizer'
     config.family.gan = ConfigDict()
     config.family.gan.adversarial = "vanilla"  # 'vanilla' | 'lsgan'
     config.family.gan.l1_weight = 100.0  # of the generator's L1 loss
+    config.family.appearance = (
+        ConfigDict()
+    )  # the same, told the colours of an image beside the mask
+    config.family.appearance.adversarial = "vanilla"
+    config.family.appearance.l1_weight = 100.0
+    config.family.harmonizer = ConfigDict()  # makes pasted objects fit: a residual on copy-paste
+    config.family.harmonizer.adversarial = "vanilla"
+    config.family.harmonizer.residual_weight = 10.0  # of the residual's mean absolute value
 
     config.generator = ConfigDict()
     config.generator.name = "pix2pix"
@@ -149,9 +157,9 @@ def get_config(arg: str = "") -> ConfigDict:
     # Of the methods 'mixture' and 'mixture_learned', an equal part each; any of
     # fewshotseg/genseg/pair_sources.py: train.batch_size has to be a multiple of their number.
     config.pairs.sources = ("augmented", "copy_paste", "cutmix", "colour_transfer")
-    config.pairs.copy_paste = ConfigDict()  # a block for every source that has fields
-    config.pairs.copy_paste.blend_width = 1.0  # of the feathered edge, standard deviation in pixels
-    config.pairs.cutmix = ConfigDict()
+    config.pairs.blend_width = 1.0  # of the feathered edge of what is pasted, pixels (deviation)
+    config.pairs.residual_gain = 0.5  # of what the family 'harmonizer' adds to a composite
+    config.pairs.cutmix = ConfigDict()  # a block for every source that has fields
     config.pairs.cutmix.largest_share = 0.5  # of the box in the image
     config.pairs.colour_transfer = ConfigDict()
     config.pairs.colour_transfer.strength = 1.0  # share of the way to the other image's colours
@@ -179,8 +187,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.outer = ConfigDict()  # methods end2end and mixture_learned: the hypergradient
     # Some of 'architecture', 'synthetic_weight', 'mixture' (of the sources of pairs), 'blend_width' (of
-    # copy_paste), 'colour_gain', 'colour_shift' (of all synthetic images), bounded; each moves with the
-    # methods that it makes a difference to.
+    # copy_paste and harmonizer), 'residual_gain' (of harmonizer), 'colour_gain', 'colour_shift' (of all
+    # synthetic images), bounded; each moves with the methods that it makes a difference to.
     config.outer.variables = ("architecture", "mixture")
     # 'unrolled' (exact) | 'truncated' | 'one_step' | 'forward_mode' (exact; long K, few outer variables) |
     # 'identity' | 'neumann' | 'conjugate_gradient' | 'sama' | 'evolution_strategies' | 'pes'; compare them

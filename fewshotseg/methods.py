@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 
 # Sources of synthetic pairs that ask a generator, which is trained before any of them is used.
-GENERATED = ("generator",)
+GENERATED = ("generator", "appearance", "composite")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Method:
       trains_generator: whether the players of the generator move beside the segmenter, before it in
         every step. (Before the training, they are trained alone, for every method that draws.)
       sources: of synthetic pairs, rows of `genseg/pair_sources.py`: as many pairs as real ones, in
-        equal parts. () for none; None for those of `pairs.sources` of the configuration.
+        equal parts. () for none; None for those of `pairs.sources` of the configuration. 'generator' stands
+        for that of the generator family.
       moves_theta: whether the hypergradient moves the outer variables, beside the training.
       search: how the outer variables are found before the training, by whole trainings on folds of the
         labelled cases; a strategy of `training/search.py`, '' for none.
@@ -108,6 +109,14 @@ def segmenter_name(method: str, configured: str) -> str:
     return METHODS[method].segmenter if method and METHODS[method].segmenter else configured
 
 
-def resolve(method: Method, sources: Sequence[str]) -> Method:
-    """The row with its sources named: `sources`, those of the configuration, where it has none."""
-    return dataclasses.replace(method, sources=tuple(sources)) if method.sources is None else method
+def resolve(method: Method, sources: Sequence[str], generated: str = "generator") -> Method:
+    """The row with its sources named.
+
+    Args:
+      method: the row.
+      sources: those of the configuration, where the row has none of its own.
+      generated: that of the generator family.
+    """
+    named = sources if method.sources is None else method.sources
+    named = tuple(generated if source == "generator" else source for source in named)
+    return dataclasses.replace(method, sources=named)

@@ -14,7 +14,7 @@ from configs import default, public
 from fewshotseg.data.sources.tfds import DATASETS
 from fewshotseg.methods import METHODS
 from fewshotseg.models import factory
-from fewshotseg.training import build, config_check, estimators
+from fewshotseg.training import build, build_pairs, config_check, estimators
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
@@ -128,10 +128,11 @@ def test_every_field_is_read(reads, tmp_path):
     choices += [("phantom", name, "mixed", "unet") for name in estimators.ESTIMATORS]
     choices += [("phantom", "unrolled", "mixed", name) for name in factory.SEGMENTERS]
     read, fields = set(), set()
-    for source, estimator, gradient, segmenter in choices:
+    for number, (source, estimator, gradient, segmenter) in enumerate(choices):
         config = load("demo", f"runlocal,segmenter={segmenter}")
         config.segmenter.efficient_unet.weights = ""  # those of ImageNet may not be installed
         config.outer.estimator, config.outer.gradient = estimator, gradient
+        config.family.name = tuple(build_pairs.FAMILIES)[number % len(build_pairs.FAMILIES)]
         config.data.source = source
         config.data.folder.images_dir = str(tmp_path / "images")
         config.data.folder.masks_dir = str(tmp_path / "masks")

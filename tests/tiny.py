@@ -113,6 +113,7 @@ def _make(
     learning_rate,
     l1_weight,
     draws=True,
+    create_family=lambda *args: gan.family(*args[:3], l1_weight=args[3]),
     sources=("generator",),
     fields=None,
     synthetic_weight=1.0,
@@ -125,8 +126,8 @@ def _make(
         return optimizers.create_optimizer(optimizer, learning_rate, 100, differentiable=True)
 
     sources = sources if draws else ()
-    settings, fields = pair_sources.divide(sources, fields or {})
-    settings |= {"synthetic_weight": synthetic_weight}
+    settings = {"synthetic_weight": synthetic_weight, "blend_width": 1.0, "residual_gain": 0.5}
+    settings |= {"mixture": sources} if sources else {}
     starts = {name: OUTER_VARIABLES[name].init(None, s) for name, s in settings.items()}
     settings |= {"architecture": {}, "colour_gain": CHANNELS, "colour_shift": CHANNELS}
 
@@ -135,10 +136,10 @@ def _make(
         return {n: OUTER_VARIABLES[n].use(values[n], s) for n, s in settings.items() if n in values}
 
     use = use or use_all
-    family = gan.family(networks, player(), use, l1_weight=l1_weight)
+    family = create_family(networks, player(), use, l1_weight)
     segment = networks["segmenter"]
-    tools = pair_sources.Tools(family.draw, use)
-    sources = pair_sources.create(sources, tools, fields)
+    tools = pair_sources.Tools(family.draw, family.refine, use)
+    sources = pair_sources.create(sources, tools, fields or {})
     segmenter_player = segmenter.player(
         segment, jitter, player(), sources=sources, use=use, average_decay=average_decay
     )

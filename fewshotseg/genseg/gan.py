@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping
 
 import chex
+import jax.numpy as jnp
 import optax
 
-from fewshotseg.genseg import levels, losses
+from fewshotseg.genseg import levels, losses, pair_sources
 from fewshotseg.types import Batch
 
 TRAINING_NOISE = 0  # purpose of the keys that the generator is trained with
@@ -19,6 +20,7 @@ def family(
     num_classes: int = 2,
     adversarial: str = "vanilla",
     l1_weight: float = 100.0,
+    appearance: bool = False,
 ) -> levels.Family:
     """Generator against discriminator, with an L1 loss between drawn and real image.
 
@@ -33,21 +35,27 @@ def family(
       num_classes: background included.
       adversarial: 'vanilla' or 'lsgan'.
       l1_weight: of the L1 loss.
+      appearance: whether the generator sees a code of the image's colours beside the mask, as planes of
+        constant value (`pair_sources.appearance_code`): that of the real image in training, of another
+        case's when it draws. `draw` takes it after the keys.
     """
 
     discriminate = networks["discriminator"]
 
-    def draw(params, theta, masks, keys):
-        return networks["generator"](params, masks, use(theta)["architecture"], keys)
+    def draw(params, theta, masks, keys, code):
+        inputs = jnp.concatenate([masks, _planes(code, masks)], -1) if appearance else masks
+        return networks["generator"](params, inputs, use(theta)["architecture"], keys)
 
     def real_pairs(batch: Batch):
         masks = losses.one_hot_foreground(batch["mask"], num_classes)
         keys = levels.example_keys(batch, TRAINING_NOISE)
-        return {"masks": masks, "real": batch["image"], "keys": keys}
+        code = pair_sources.appearance_code(batch["image"]) if appearance else None
+        return {"masks": masks, "real": batch["image"], "keys": keys, "code": code}
 
     def discriminator_inputs(state, theta, batch):
         data = real_pairs(batch)
-        drawn = draw(state["generator"].params, theta, data["masks"], data["keys"])
+        generator = state["generator"].params
+        drawn = draw(generator, theta, data["masks"], data["keys"], data["code"])
         return {"drawn": drawn}, data
 
     def discriminator_loss(params, outer, data):
@@ -63,7 +71,7 @@ def family(
         return {"theta": theta, "discriminator": state["discriminator"].params}, real_pairs(batch)
 
     def generator_loss(params, outer, data):
-        drawn = draw(params, outer["theta"], data["masks"], data["keys"])
+        drawn = draw(params, outer["theta"], data["masks"], data["keys"], data["code"])
         chex.assert_equal_shape((drawn, data["real"]))
         logits = discriminate(outer["discriminator"], data["masks"], drawn)
         fooled = losses.adversarial_loss(logits, True, adversarial).mean()
@@ -76,5 +84,13 @@ def family(
             "discriminator": levels.Player(discriminator_loss, discriminator_inputs, optimizer),
             "generator": levels.Player(generator_loss, generator_inputs, optimizer),
         },
-        draw=lambda state, theta, masks, keys: draw(state["generator"].params, theta, masks, keys),
+        draw=lambda state, theta, masks, keys, code=None: draw(
+            state["generator"].params, theta, masks, keys, code
+        ),
     )
+
+
+def _planes(code, masks):
+    """A code `[B, 2 C]` as constant planes `[B, *spatial, 2 C]`."""
+    code = code.reshape(code.shape[0], *(1,) * (masks.ndim - 2), code.shape[-1])
+    return jnp.broadcast_to(code, (*masks.shape[:-1], code.shape[-1])).astype(masks.dtype)

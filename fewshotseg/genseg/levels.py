@@ -76,10 +76,14 @@ class Family:
       players: in the order in which they move; the names become keys of the state.
       draw: `(state, theta, one_hot_masks, keys [B] or None) -> images [B, *spatial, C]` in [-1, 1],
         differentiable in the weights and in theta; without keys, the same image every time.
+      refine: `(state, theta, images, one_hot_masks, keys) -> images`, likewise.
+
+    A family has one of the two, or both; the sources of pairs (`pair_sources.py`) call them.
     """
 
     players: Players
-    draw: Callable
+    draw: Callable | None = None
+    refine: Callable | None = None
 
 
 def init_player(params: Params, player: Player) -> PlayerState:

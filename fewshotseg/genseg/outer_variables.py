@@ -80,6 +80,10 @@ OUTER_VARIABLES = {
     "blend_width": OuterVariable(
         lambda key, width: jnp.float32(0.0), lambda x, width: width * 4.0 ** jnp.tanh(x)
     ),
+    # Of what a generator adds to a composite: starts at the setting, and stays between 0 and twice that.
+    "residual_gain": OuterVariable(
+        lambda key, gain: jnp.float32(0.0), lambda x, gain: 2.0 * gain * jax.nn.sigmoid(x)
+    ),
     # A factor [C] between 1/2 and 2 and a shift [C] within +-0.5 of the colours of synthetic images, for
     # images to come from another camera; none at the start. Setting: C, the number of channels.
     "colour_gain": OuterVariable(_zeros, lambda x, channels: 2.0 ** jnp.tanh(x)),

@@ -39,11 +39,13 @@ class Tools(NamedTuple):
 
     Attributes:
       draw: of a `levels.Family`.
+      refine: likewise.
       use: theta -> the outer variables in use.
       num_classes: background included.
     """
 
     draw: Callable | None = None
+    refine: Callable | None = None
     use: Callable | None = None
     num_classes: int = 2
 
@@ -53,8 +55,7 @@ class PairSource:
     """One source.
 
     Attributes:
-      create: `(tools, **fields) -> make`, the fields being those of its block in `config.pairs` (one
-        that has the name of an outer variable is its setting, and the source asks `tools.use`);
+      create: `(tools, **fields) -> make`, the fields being those of its block in `config.pairs`;
         `make(state, theta, batch, keys [B]) -> Pairs` of a batch with 'synthetic_mask',
         'synthetic_case' and, as asked for below, more: see `data/batches.py: draw_batch`.
       images: whether it looks at 'synthetic_image', the image of the mask.
@@ -100,14 +101,32 @@ def _copy_paste(tools: Tools):
 
     def make(state, theta, batch, keys):
         del state, keys
-        mask, donor_mask = batch["synthetic_mask"], batch["donor_mask"]
-        width = tools.use(theta)["blend_width"]
-        share = feather(donor_mask > 0, width, batch["synthetic_image"].dtype)[..., None]
-        images = batch["synthetic_image"] + share * (
-            batch["donor_image"] - batch["synthetic_image"]
-        )
-        masks = jnp.where(donor_mask > 0, donor_mask, mask)
+        images, masks = paste(batch, tools.use(theta)["blend_width"])
         return Pairs(images, masks, _provenance(batch["synthetic_case"], batch["donor_case"]))
+
+    return make
+
+
+def _composite(tools: Tools):
+    """What is copied and pasted, made to fit by a generator: see `harmonizer.py`."""
+
+    def make(state, theta, batch, keys):
+        images, masks = paste(batch, tools.use(theta)["blend_width"])
+        one_hot = losses.one_hot_foreground(masks, tools.num_classes)
+        images = tools.refine(state, theta, images, one_hot, keys)
+        return Pairs(images, masks, _provenance(batch["synthetic_case"], batch["donor_case"]))
+
+    return make
+
+
+def _appearance(tools: Tools):
+    """Images drawn for augmented masks in the colours of another case, so that a mask has many."""
+
+    def make(state, theta, batch, keys):
+        masks = losses.one_hot_foreground(batch["synthetic_mask"], tools.num_classes)
+        drawn = tools.draw(state, theta, masks, keys, appearance_code(batch["donor_image"]))
+        provenance = _provenance(batch["synthetic_case"], batch["donor_case"])
+        return Pairs(drawn, batch["synthetic_mask"], provenance)
 
     return make
 
@@ -158,6 +177,10 @@ PAIR_SOURCES: Mapping[str, PairSource] = {
     "cutmix": PairSource(_cutmix, donors=True),
     "colour_transfer": PairSource(_colour_transfer, donors=True),
     "generator": PairSource(_generator, images=False, variables=("architecture",)),
+    "appearance": PairSource(_appearance, images=False, donors=True, variables=("architecture",)),
+    "composite": PairSource(
+        _composite, donors=True, variables=("architecture", "blend_width", "residual_gain")
+    ),
 }
 
 
@@ -188,19 +211,6 @@ def variables(names: Sequence[str]) -> frozenset[str]:
         ("mixture",) if len(names) > 1 else ()
     )
     return frozenset(common).union(*(PAIR_SOURCES[name].variables for name in names))
-
-
-def divide(
-    names: Sequence[str], blocks: Mapping[str, Mapping[str, Any]]
-) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The fields of the sources: what they set of outer variables, and by source, what remains."""
-    settings, fields = {"mixture": tuple(names)} if names else {}, {}
-    for name in names:
-        fields[name] = dict(blocks.get(name, {}))
-        for variable in PAIR_SOURCES[name].variables:
-            if variable in fields[name]:
-                settings[variable] = fields[name].pop(variable)
-    return settings, fields
 
 
 def make_pairs(sources: Mapping[str, Callable], state, theta, batch: Batch, keys) -> Pairs:
@@ -235,6 +245,21 @@ def recolour(images: jax.Array, used: Mapping[str, jax.Array]) -> jax.Array:
     """Images `[B, *spatial, C]` times 'colour_gain', plus 'colour_shift', as far as they are in use."""
     images = images * used["colour_gain"] if "colour_gain" in used else images
     return images + used["colour_shift"] if "colour_shift" in used else images
+
+
+def paste(batch: Batch, width: jax.Array | float) -> tuple[jax.Array, jax.Array]:
+    """Images and masks with the donors' objects pasted in; see `feather` for the width."""
+    host, donor = batch["synthetic_image"], batch["donor_image"]
+    inside = batch["donor_mask"] > 0
+    images = host + feather(inside, width, host.dtype)[..., None] * (donor - host)
+    return images, jnp.where(inside, batch["donor_mask"], batch["synthetic_mask"])
+
+
+def appearance_code(images: jax.Array) -> jax.Array:
+    """Mean and deviation of every channel of images `[B, *spatial, C]`: `[B, 2 C]`, within [0, 1]."""
+    mean, deviation = _moments(images)
+    code = jnp.concatenate([0.5 * (mean + 1.0), deviation], -1)
+    return code.reshape(code.shape[0], -1)
 
 
 def feather(inside: jax.Array, width: jax.Array | float, dtype) -> jax.Array:

@@ -151,18 +151,41 @@ def create_segmenter(name: str, fields: Mapping[str, Any], spec: Spec) -> Networ
     return network(module, spec.array(spec.channels), None)
 
 
-def create_generator(name: str, fields: Mapping[str, Any], spec: Spec) -> Network:
+def create_generator(
+    name: str, fields: Mapping[str, Any], spec: Spec, more_inputs: int = 0
+) -> Network:
     """Generator: `apply(params, one_hot_masks, mixing, keys [B] or None) -> images [B, *spatial, C]`.
 
-    `fields['num_levels']` is lowered to what the image size allows.
+    `fields['num_levels']` is lowered to what the image size allows; `more_inputs` is the number of channels
+    that come with the masks.
     """
     num_levels = pix2pix.max_levels(min(spec.image_size), fields["num_levels"])
     fields = {**fields, "num_levels": num_levels}
     module = create_module("generator", GENERATORS, name, fields, num_channels=spec.channels)
     weights = jax.ShapeDtypeStruct(module.mixing_shape, jnp.float32)
-    inputs = spec.array(spec.num_classes - 1), dict.fromkeys(spec.searched, weights), None
+    inputs = (
+        spec.array(spec.num_classes - 1 + more_inputs),
+        dict.fromkeys(spec.searched, weights),
+        None,
+    )
     mixing = dict.fromkeys(spec.searched, module.mixing_shape)
     return network(module, *inputs)._replace(mixing=mixing)
+
+
+def create_appearance_generator(name: str, fields: Mapping[str, Any], spec: Spec) -> Network:
+    """Generator that takes planes of mean and deviation of every channel of an image with its masks."""
+    return create_generator(name, fields, spec, more_inputs=2 * spec.channels)
+
+
+def create_harmonizer(name: str, fields: Mapping[str, Any], spec: Spec) -> Network:
+    """Generator that takes images in [0, 1] with their masks; at its start it gives zeros."""
+    made = create_generator(name, fields, spec, more_inputs=spec.channels)
+
+    def init(key):
+        params = made.init(key)
+        return {**params, "up_0": jax.tree.map(jnp.zeros_like, params["up_0"])}
+
+    return made._replace(init=init)
 
 
 def create_discriminator(name: str, fields: Mapping[str, Any], spec: Spec) -> Network:

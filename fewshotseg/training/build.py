@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fewshotseg.data import augment, batches, canvas, cases, folds
-from fewshotseg.genseg import gan, levels, outer_variables, pair_sources, segmenter
+from fewshotseg.genseg import levels, outer_variables, pair_sources, segmenter
 from fewshotseg.methods import Method
 from fewshotseg.models import factory
 from fewshotseg.results import predictor
@@ -24,23 +24,9 @@ from fewshotseg.training import (
     search,
     stages,
 )
+from fewshotseg.training.build_pairs import FAMILIES
 
 NUM_SAMPLES = 6  # rows of a picture of synthetic pairs
-
-
-class FamilyRow(NamedTuple):
-    """A generator family: how it is made, and the networks it is made of, by the names of its players."""
-
-    create: Callable
-    networks: Mapping[str, Callable]
-
-
-FAMILIES = {
-    "gan": FamilyRow(
-        gan.family,
-        {"generator": factory.create_generator, "discriminator": factory.create_discriminator},
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +174,7 @@ def create_parts(
     intensity = augment.Intensity(**config.augment.intensity.to_dict())
     jitter = functools.partial(augment.jitter, strength=intensity)
     segment = networks["segmenter"].apply
-    tools = pair_sources.Tools(family.draw, use, spec.num_classes)
+    tools = pair_sources.Tools(family.draw, family.refine, use, spec.num_classes)
     sources = pair_sources.create(method.sources, tools, pair_fields)
     player = segmenter.player(
         segment,
@@ -258,10 +244,17 @@ def create_draws(
 
 def create_pretraining(config, data: cases.Data, spec: factory.Spec) -> stages.Stage:
     """See `stages.pretraining`."""
-    real = Method()
-    parts = create_parts(config, spec, real, "pretrain")
-    draw, _ = create_draws(config, spec.num_classes, real, config.pretrain.batch_size)
-    return stages.pretraining(parts, draw, data.train, config.pretrain.num_steps, config.seed)
+    method = build_pairs.pretraining_method(config)
+    parts = create_parts(config, spec, method, "pretrain")
+    draw, _ = create_draws(config, spec.num_classes, method, config.pretrain.batch_size)
+    return stages.pretraining(
+        parts,
+        draw,
+        data.train,
+        config.pretrain.num_steps,
+        config.seed,
+        _draw_samples(config, spec, method),
+    )
 
 
 def create_training(
@@ -272,9 +265,6 @@ def create_training(
     parts = create_parts(config, spec, method, "train")
     if theta is not None:
         parts = parts._replace(theta=jax.tree.map(jnp.asarray, theta))
-    draw_samples, _ = create_draws(
-        config, spec.num_classes, method, NUM_SAMPLES, axis_name=None, compile=jax.jit
-    )
     return stages.training(
         name,
         method,
@@ -285,7 +275,7 @@ def create_training(
         functools.partial(create_estimate, config, parts, method),
         config.train.num_steps,
         config.seed,
-        draw_samples=draw_samples,
+        draw_samples=_draw_samples(config, spec, method),
         start_estimate=functools.partial(
             estimators.start, config.outer.estimator, outer_fields(config, config.outer.estimator)
         ),
@@ -374,6 +364,11 @@ def create_search(
         describe=describe,
         report=report,
     )
+
+
+def _draw_samples(config, spec, method):
+    options = dict(axis_name=None, compile=jax.jit)
+    return create_draws(config, spec.num_classes, method, NUM_SAMPLES, **options)[0]
 
 
 def create_estimate(

@@ -1,14 +1,58 @@
 """From a configuration to what it says of synthetic pairs: sources, their fields, what theta holds."""
 
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
-from fewshotseg.genseg import pair_sources
+from fewshotseg.genseg import gan, harmonizer, pair_sources
 from fewshotseg.methods import METHODS, Method, resolve
+from fewshotseg.models import factory
+
+
+class FamilyRow(NamedTuple):
+    """A generator family.
+
+    Attributes:
+      create: `(networks, optimizer, use, *, num_classes, **fields) -> levels.Family`.
+      networks: their makers, by the names of its players.
+      source: the source of pairs that asks it.
+    """
+
+    create: Callable
+    networks: Mapping[str, Callable]
+    source: str = "generator"
+
+
+FAMILIES = {
+    "gan": FamilyRow(
+        gan.family,
+        {"generator": factory.create_generator, "discriminator": factory.create_discriminator},
+    ),
+    "appearance": FamilyRow(
+        functools.partial(gan.family, appearance=True),
+        {
+            "generator": factory.create_appearance_generator,
+            "discriminator": factory.create_discriminator,
+        },
+        source="appearance",
+    ),
+    "harmonizer": FamilyRow(
+        harmonizer.family,
+        {"generator": factory.create_harmonizer, "discriminator": factory.create_discriminator},
+        source="composite",
+    ),
+}
 
 
 def resolve_method(config, name: str) -> Method:
     """The row of a method, its sources of pairs named."""
-    return resolve(METHODS[name], config.pairs.sources)
+    return resolve(METHODS[name], config.pairs.sources, FAMILIES[config.family.name].source)
+
+
+def pretraining_method(config) -> Method:
+    """What the generator is trained with alone: real pairs, and more where its own source takes more."""
+    source = FAMILIES[config.family.name].source
+    return Method(sources=() if source == "generator" else (source,))
 
 
 def moving_variables(config, method: Method) -> tuple[str, ...]:
@@ -28,10 +72,16 @@ def moving_variables(config, method: Method) -> tuple[str, ...]:
 def pair_settings(
     config, method: Method, moving: tuple[str, ...], channels: int
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The settings of the outer variables that pairs look at, and by source, its fields."""
-    blocks = {name: config.pairs[name].to_dict() for name in method.sources if name in config.pairs}
-    settings, fields = pair_sources.divide(method.sources, blocks)
+    """The settings of the outer variables that pairs look at, and by source, its fields.
+
+    A field of `config.pairs` that has the name of an outer variable is its setting.
+    """
+    fields = {name: config.pairs[name].to_dict() for name in method.sources if name in config.pairs}
+    looked_at = sorted(pair_sources.variables(method.sources))
+    settings = {name: config.pairs[name] for name in looked_at if name in config.pairs}
     settings["synthetic_weight"] = config.loss.synthetic_weight
+    if method.sources:
+        settings["mixture"] = method.sources
     # Those that start as no change at all are not in use where they do not move.
     settings |= {name: channels for name in pair_sources.COLOURS if name in moving}
     return settings, fields

@@ -21,8 +21,7 @@ from fewshotseg.genseg.outer_variables import OUTER_VARIABLES
 from fewshotseg.methods import GENERATED, METHODS
 from fewshotseg.models import efficient_unet, factory, unet
 from fewshotseg.training import devices, optimizers
-from fewshotseg.training.build import FAMILIES
-from fewshotseg.training.build_pairs import moving_variables, resolve_method
+from fewshotseg.training.build_pairs import FAMILIES, moving_variables, resolve_method
 from fewshotseg.training.estimators import ESTIMATORS, GRADIENTS, choose_gradient, parse_choice
 
 SEEDS = 2**32 - 1  # what both NumPy's and JAX's generators take
@@ -99,7 +98,8 @@ BOUNDS: Mapping[str, Bound] = {
     "augment.intensity.gamma": between(0, 5),
     "augment.intensity.blur": between(0, 1),
     "augment.intensity.noise": between(0, 2),
-    "pairs.*.blend_width": at_least(0.05),
+    "pairs.blend_width": at_least(0.05),
+    "pairs.residual_gain": between(0, 0.5, open_low=True),
     "pairs.*.largest_share": between(0, 1, open_low=True),
     "pairs.*.strength": between(0, 1),
     "cross_fit.num_folds": at_least(2),
@@ -163,7 +163,7 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "*.dtype": tuple(factory.DTYPES),
     "loss.overlap": ("dice", "jaccard"),
     "family.name": tuple(FAMILIES),
-    "family.gan.adversarial": ("vanilla", "lsgan"),
+    "family.*.adversarial": ("vanilla", "lsgan"),
     "pairs.sources": tuple(pair_sources.PAIR_SOURCES),
     "train.select": ("last", "best"),
     "*optim.second_moment": optimizers.SECOND_MOMENTS,
@@ -191,9 +191,18 @@ def check_config(config) -> None:
     for field in DIVIDED:
         devices.check_batch_size(field, _value(config, field))
     for name in config.methods:
-        number = len(resolve_method(config, name).sources)
-        if number > 1:
-            devices.check_batch_size("train.batch_size", config.train.batch_size, number)
+        sources = resolve_method(config, name).sources
+        if len(sources) > 1:
+            devices.check_batch_size("train.batch_size", config.train.batch_size, len(sources))
+        family = config.family.name
+        if others := {*sources} & {*GENERATED} - {FAMILIES[family].source}:
+            raise _fault(
+                "pairs.sources",
+                tuple(config.pairs.sources),
+                f"{others.pop()!r} is not made by family.name={family!r}, name 'generator'",
+            )
+        if len({*sources}) < len(sources):
+            raise _fault("pairs.sources", tuple(config.pairs.sources), "'generator' is there twice")
 
 
 def check_fields(config) -> None:

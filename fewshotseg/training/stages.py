@@ -142,7 +142,12 @@ def create_inner_step(
 
 
 def pretraining(
-    parts: Parts, draw_batches: Callable, train: Mapping[str, np.ndarray], num_steps: int, seed: int
+    parts: Parts,
+    draw_batches: Callable,
+    train: Mapping[str, np.ndarray],
+    num_steps: int,
+    seed: int,
+    draw_samples: Callable | None = None,
 ) -> Stage:
     """The players of the generator on real pairs, before anything else (level 1 alone).
 
@@ -152,6 +157,7 @@ def pretraining(
       train: arrays of the training cases.
       num_steps: its length.
       seed: of the experiment.
+      draw_samples: see `training`.
     """
     arrays = _on_device(train)
     step = _compile(create_inner_step(parts, tuple(parts.family.players)))
@@ -168,7 +174,8 @@ def pretraining(
         init=lambda players: init_state(init_family(parts, seed), parts),
         advance=advance,
         kind=lambda number: "generator step",
-        draw=_compile_draw(parts),
+        draw=None if parts.sources else _compile_draw(parts),
+        pairs=_compile_pairs(parts, draw_samples, arrays, seed) if parts.sources else None,
     )
 
 
@@ -230,13 +237,8 @@ def training(
         state = TrainState(result.inner_state, theta, theta_opt, state.step + count, result.carry)
         return state, metrics, count
 
-    def pairs(state):
-        batch = draw_samples(train, step_key(seed, "train", 0)[None])
-        made = make_samples(state, jax.tree.map(lambda x: x[0], batch))
-        return {source: made[source] for source in parts.sources}
-
     by_generator = tuple(parts.sources) == ("generator",)
-    make_samples = _compile_pairs(parts)
+    shows_pairs = method.sources and not by_generator
 
     def init(players):
         state = init_state({**(players or {}), "segmenter": init_segmenter(parts, seed)}, parts)
@@ -252,7 +254,7 @@ def training(
         advance=advance,
         kind=lambda number: "outer step" if moves_theta(number) else "inner step",
         draw=_compile_draw(parts) if by_generator else None,
-        pairs=None if by_generator or not method.sources else pairs,
+        pairs=_compile_pairs(parts, draw_samples, train, seed) if shows_pairs else None,
         segment=predictor.compile_segmenter(parts.networks["segmenter"].apply),
         use=parts.use if parts.theta else None,
     )
@@ -274,11 +276,18 @@ def _compile_draw(parts: Parts) -> Callable:
     return draw
 
 
-def _compile_pairs(parts: Parts) -> Callable:
+def _compile_pairs(parts: Parts, draw_samples, arrays, seed) -> Callable:
+    """`state -> {source: Pairs}`: what every source makes of the same few examples."""
+
     @jax.jit
     def make(state, batch):
         keys = levels.example_keys(batch, segmenter.SYNTHETIC_NOISE)
         args = state.players, state.theta, batch, keys
         return {name: make(*args) for name, make in parts.sources.items()}
 
-    return make
+    def pairs(state):
+        batches = draw_samples(arrays, step_key(seed, "train", 0)[None])
+        made = make(state, jax.tree.map(lambda x: x[0], batches))
+        return {name: made[name] for name in parts.sources}
+
+    return pairs

@@ -13,6 +13,7 @@ SETTINGS = {
     "synthetic_weight": 0.75,
     "mixture": ("augmented", "cutmix", "generator"),
     "blend_width": 1.5,
+    "residual_gain": 0.5,
     "colour_gain": 3,
     "colour_shift": 3,
 }

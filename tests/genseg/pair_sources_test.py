@@ -11,11 +11,11 @@ from scipy import stats
 
 from fewshotseg import hypergradient
 from fewshotseg.data import augment, batches
-from fewshotseg.genseg import pair_sources, segmenter
+from fewshotseg.genseg import gan, harmonizer, levels, pair_sources, segmenter
 from fewshotseg.genseg.pair_sources import NO_CASE, PAIR_SOURCES, Pairs, Tools
+from fewshotseg.methods import GENERATED
 
 FIELDS = {
-    "copy_paste": {"blend_width": 1.0},
     "cutmix": {"largest_share": 0.5},
     "colour_transfer": {"strength": 1.0},
 }
@@ -23,16 +23,20 @@ FREE = ("augmented", "copy_paste", "cutmix", "colour_transfer")  # of a generato
 HARD = 0.05  # pixels; such a feather leaves no trace in float32
 
 
-def _draw(state, theta, one_hot, keys):
-    """The toy of a generator: the mask and a number of the example's own."""
-    number = jax.random.uniform(keys[0]) if keys is not None else 0.0
+def _draw(state, theta, one_hot, keys, code=None):
+    """The toy of a generator: the mask, a number of the example's own, and the code."""
+    number = jax.random.uniform(keys[0]) + (0.0 if code is None else code.sum(-1))
+    number = jnp.broadcast_to(number, len(one_hot)).reshape(-1, *(1,) * (one_hot.ndim - 1))
     return 0.5 * one_hot.sum(-1, keepdims=True) + 0.1 * number
 
 
+def _refine(state, theta, images, one_hot, keys):
+    return images + 0.1 * one_hot.sum(-1, keepdims=True)
+
+
 def _make(name, batch, width=HARD, keys=None, **fields):
-    tools = Tools(_draw, lambda theta: {"blend_width": width}, 3)
-    _, known = pair_sources.divide([name], FIELDS)
-    make = PAIR_SOURCES[name].create(tools, **{**known[name], **fields})
+    tools = Tools(_draw, _refine, lambda theta: {"blend_width": width}, 3)
+    make = PAIR_SOURCES[name].create(tools, **{**FIELDS.get(name, {}), **fields})
     keys = (
         jax.random.split(jax.random.key(0), len(batch["synthetic_mask"])) if keys is None else keys
     )
@@ -142,6 +146,22 @@ def test_a_generator_draws_for_the_masks_and_an_augmented_pair_is_itself():
         assert pairs.provenance.tolist() == [[0], [1], [2]]
 
 
+def test_a_composite_is_what_is_pasted_and_refined_and_an_appearance_that_of_the_donor():
+    batch = _batch((5, 4))
+    pasted, refined = _make("copy_paste", batch), _make("composite", batch)
+    inside = (pasted.masks > 0)[..., None]
+    np.testing.assert_allclose(refined.images, pasted.images + 0.1 * inside, atol=1e-6)
+    for found, expected in zip(refined[1:], pasted[1:], strict=True):
+        np.testing.assert_array_equal(found, expected)
+    drawn, alone = _make("appearance", batch), _make("generator", batch)
+    donor = np.asarray(batch["donor_image"])
+    code = (0.5 * (donor.mean((1, 2)) + 1) + donor.std((1, 2))).sum(-1)
+    difference = np.asarray(drawn.images - alone.images)
+    expected = np.broadcast_to(0.1 * code[:, None, None, None], difference.shape)
+    np.testing.assert_allclose(difference, expected, atol=1e-3)
+    assert drawn.provenance.tolist() == [[0, 10], [1, 11], [2, 12]]
+
+
 def test_examples_take_turns_among_the_sources_on_any_number_of_devices():
     def source(number, cases):
         def make(state, theta, batch, keys):
@@ -176,16 +196,15 @@ GEOMETRY = augment.Geometry(rotate=5.0, shear=0.0, translate=0.02, scale=0.05)
 @functools.cache
 def _pairs_of(names):
     """(image and mask of cases, key) -> batch and pairs, compiled."""
-    tools = Tools(_draw, lambda theta: {"blend_width": 1.0}, 2)
-    _, fields = pair_sources.divide(names, FIELDS)
-    sources = pair_sources.create(names, tools, fields)
+    tools = Tools(_draw, _refine, lambda theta: {"blend_width": 1.0}, 2)
+    sources = pair_sources.create(names, tools, FIELDS)
 
     def pairs(data, key):
         batch = batches.draw_batch(
             data,
             key,
-            batch_size=10,
-            num_synthetic=10,
+            batch_size=14,
+            num_synthetic=14,
             geometry=None,
             mask_geometry=GEOMETRY,
             num_classes=2,
@@ -207,7 +226,7 @@ def _cases(number=5, size=9):
 
 @pytest.mark.parametrize("turn", [0, 1])
 def test_a_pair_changes_with_the_cases_of_its_provenance_and_with_no_others(turn):
-    names = (*FREE, "generator")
+    names = (*FREE, *GENERATED)
     data, key = _cases(), jax.random.key(turn)
     _, before = _pairs_of(names)(data, key)
     in_any = 0
@@ -219,15 +238,15 @@ def test_a_pair_changes_with_the_cases_of_its_provenance_and_with_no_others(turn
         _, after = _pairs_of(names)(changed, key)
         np.testing.assert_array_equal(after.provenance, before.provenance)
         named = (np.asarray(before.provenance) == case).any(1)
-        moved = np.zeros(10, bool)
+        moved = np.zeros(14, bool)
         for x, y in ((before.images, after.images), (before.masks, after.masks)):
-            moved |= (np.asarray(x) != np.asarray(y)).reshape(10, -1).any(1)
+            moved |= (np.asarray(x) != np.asarray(y)).reshape(14, -1).any(1)
         # The box of CutMix may hide one of its two cases, or leave it out.
-        sure = np.arange(10) % 5 != names.index("cutmix")
+        sure = np.arange(14) % 7 != names.index("cutmix")
         np.testing.assert_array_equal(moved[sure], named[sure])
         assert not (moved & ~named).any()
         in_any += named.sum()
-    assert in_any == 2 * 3 * 2 + 2 * 2  # two cases of three sources each, one of two
+    assert in_any == 2 * (5 * 2 + 2 * 1)  # two cases of five sources, one of two, twice each
 
 
 @pytest.mark.parametrize("number", [1, 2, 5])
@@ -244,7 +263,7 @@ def test_a_donor_is_another_case_wherever_there_is_one(number):
 
 def test_what_is_drawn_beside_changes_no_other_draw():
     alone, _ = _pairs_of(("generator",))(_cases(), jax.random.key(7))
-    beside, _ = _pairs_of((*FREE, "generator"))(_cases(), jax.random.key(7))
+    beside, _ = _pairs_of((*FREE, *GENERATED))(_cases(), jax.random.key(7))
     assert {*beside} - {*alone} == {"synthetic_image", "donor_image", "donor_mask", "donor_case"}
     for name in {*alone} - {"key"}:
         np.testing.assert_array_equal(alone[name], beside[name])
@@ -256,6 +275,14 @@ def test_what_is_drawn_beside_changes_no_other_draw():
 # --- To the validation loss and back -------------------------------------------------------------------
 
 MOVING = ("mixture", "blend_width", "colour_shift", "colour_gain")
+
+
+def _add_pairs(batches, numbers):
+    shape = batches["mask"].shape
+    for name in ("synthetic", "donor"):
+        batches[f"{name}_image"] = jnp.asarray(numbers.uniform(-1, 1, (*shape, 1)))
+        batches[f"{name}_mask"] = jnp.asarray(numbers.random(shape) < 0.4, np.uint8)
+        batches[f"{name}_case"] = jnp.zeros(shape[:2], np.int32)
 
 
 @functools.cache
@@ -271,11 +298,7 @@ def _problem(sources, synthetic_weight=1.0):
     _, inner, inner_batches, outer_batch, keys = tiny.make_toy_problem(method, 2, batch_size=4)
     inner = {"segmenter": inner["segmenter"]}
     numbers = np.random.default_rng(5)
-    shape = inner_batches["mask"].shape
-    for name in ("synthetic", "donor"):
-        inner_batches[f"{name}_image"] = jnp.asarray(numbers.uniform(-1, 1, (*shape, 1)))
-        inner_batches[f"{name}_mask"] = jnp.asarray(numbers.random(shape) < 0.4, np.uint8)
-        inner_batches[f"{name}_case"] = jnp.zeros(shape[:2], np.int32)
+    _add_pairs(inner_batches, numbers)
     theta = {
         "mixture": jnp.asarray(numbers.standard_normal(len(sources))),
         "blend_width": jnp.asarray(0.3),
@@ -297,6 +320,41 @@ def test_every_variable_of_the_pairs_against_central_differences():
             expected = tiny.derivative(lambda t: estimate(t).loss, theta, direction, step=1e-4)
             assert abs(expected) > 1e-6, name
             assert tiny.dot(grad, direction) == pytest.approx(expected, rel=1e-6), name
+
+
+@functools.cache
+def _family_problem(source, inputs):
+    """All players of a family of toys, through two steps."""
+
+    def create_family(networks, optimizer, use, weight):
+        if source == "composite":
+            return harmonizer.family(networks, optimizer, use, residual_weight=weight)
+        return gan.family(networks, optimizer, use, l1_weight=weight, appearance=True)
+
+    method = tiny.make_toy_method(learning_rate=0.1, sources=(source,), create_family=create_family)
+    theta, inner, inner_batches, outer_batch, keys = tiny.make_toy_problem(method, 2)
+    numbers = np.random.default_rng(5)
+    shapes = {"in": np.zeros((inputs, 2)), "bias": np.zeros(2), "out": np.zeros((2, 1))}
+    generator = levels.init_player(tiny.draw_like(shapes, numbers), method.players["generator"])
+    inner = {**inner, "generator": generator}
+    _add_pairs(inner_batches, numbers)
+    if source == "composite":
+        theta |= {"blend_width": jnp.asarray(0.3), "residual_gain": jnp.asarray(-0.2)}
+    estimate = tiny.jit(hypergradient.unrolled(method.inner_step(), method.outer_loss()))
+    return lambda theta: estimate(theta, inner, inner_batches, outer_batch, keys), theta
+
+
+@pytest.mark.parametrize(("source", "inputs"), [("composite", 2), ("appearance", 3)])
+def test_families_of_composites_and_appearances_against_central_differences(source, inputs):
+    with tiny.float64():
+        estimate, theta = _family_problem(source, inputs)
+        grad = estimate(theta).grad
+        for name in theta:
+            direction = jax.tree.map(jnp.zeros_like, theta)
+            direction[name] = tiny.random_direction(theta[name], 1)
+            expected = tiny.derivative(lambda t: estimate(t).loss, theta, direction, step=3e-4)
+            assert abs(expected) > 1e-7, name
+            assert tiny.dot(grad, direction) == pytest.approx(expected, rel=1e-5), name
 
 
 def test_nothing_reaches_theta_where_the_synthetic_pairs_weigh_nothing():

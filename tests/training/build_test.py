@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import tiny
 
 from configs import demo
+from fewshotseg.errors import InputError
 from fewshotseg.methods import METHODS, Method
-from fewshotseg.training import build, build_data, build_pairs, stages
+from fewshotseg.training import build, build_data, build_pairs, config_check, stages
 
 
 def test_networks_and_data_of_a_canvas_that_is_no_square():
@@ -111,8 +113,8 @@ def test_schedules_end_with_their_stage():
 
 def test_a_new_generator_family_is_one_file_and_one_row(monkeypatch):
     """A family that colours the mask: one player, one network, trained and drawn."""
-    row = build.FamilyRow(tiny.paint_family, {"painter": tiny.create_painter})
-    monkeypatch.setitem(build.FAMILIES, "paint", row)
+    row = build_pairs.FamilyRow(tiny.paint_family, {"painter": tiny.create_painter})
+    monkeypatch.setitem(build_pairs.FAMILIES, "paint", row)
     config = demo.get_config("runlocal")
     with config.unlocked():
         config.family.name = "paint"
@@ -131,6 +133,35 @@ def test_a_new_generator_family_is_one_file_and_one_row(monkeypatch):
     step = stages.create_inner_step(parts, ("painter",))
     state, metrics = step(players, parts.theta, batch, None)
     assert state["painter"].steps == 1 and metrics["painter/loss"] > 0
+
+
+def test_a_harmonizer_starts_as_copy_paste():
+    from fewshotseg.genseg import pair_sources
+
+    config = demo.get_config("runlocal,family=harmonizer,method=end2end+mixture")
+    config.outer.variables = ("architecture", "blend_width", "residual_gain", "mixture")
+    config.pairs.sources = ("copy_paste", "generator")
+    config_check.check_config(config)
+    spec = build.create_spec(config, 2)
+    method = build_pairs.resolve_method(config, "end2end")
+    assert method.sources == ("composite",) and method.draws
+    mixture = build_pairs.resolve_method(config, "mixture")
+    assert mixture.sources == ("copy_paste", "composite") and mixture.draws
+    parts = build.create_parts(config, spec, method, "train", axis_name=None)
+    assert parts.theta.keys() == {"architecture", "blend_width", "residual_gain"}
+    players = stages.init_family(parts, 0)
+    numbers = np.random.default_rng(0)
+    image = jnp.asarray(numbers.uniform(-1, 1, (4, 32, 32, 3)), jnp.float32)
+    data = {"image": image, "mask": jnp.asarray(image[..., 0] > 0.5, jnp.uint8)}
+    batch = jax.tree.map(lambda x: x[0], _draw(config, data, method, size=2))
+    (make,) = parts.sources.values()
+    images, masks, _ = make(players, parts.theta, batch, batch["key"])
+    pasted, pasted_masks = pair_sources.paste(batch, config.pairs.blend_width)
+    np.testing.assert_allclose(images, pasted, atol=1e-6)
+    np.testing.assert_array_equal(masks, pasted_masks)
+    with pytest.raises(InputError, match="pairs.sources .*'composite' is not made by .*'gan'"):
+        config.family.name, config.pairs.sources = "gan", ("copy_paste", "composite")
+        config_check.check_config(config)
 
 
 def test_a_new_source_of_pairs_is_one_function_and_one_row(monkeypatch):
@@ -155,7 +186,8 @@ def test_a_new_source_of_pairs_is_one_function_and_one_row(monkeypatch):
     config = demo.get_config("runlocal,method=mixture_learned")
     with config.unlocked():
         config.pairs.sources = ("augmented", "negative")
-        config.pairs.negative = {"offset": 0.25, "depth": 2.0}
+        config.pairs.depth = 2.0
+        config.pairs.negative = {"offset": 0.25}
         config.outer.variables = ("depth", "mixture", "architecture")
     method = build_pairs.resolve_method(config, "mixture_learned")
     parts = build.create_parts(config, build.create_spec(config, 2), method, "train")

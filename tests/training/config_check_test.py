@@ -95,7 +95,7 @@ NONSENSE = [
     ("diagnose.inner_steps", (1, 0)), ("diagnose.repeats", 0), ("train.ema_decay", 1.0),
     ("test_sets.shifted.phantom.num_cases", 0), ("test_sets.shifted.source", "phantm"),
     ("pairs.sources", ()), ("pairs.sources", ("cutmix", "cutmix")), ("pairs.sources", ("mixup",)),
-    ("pairs.copy_paste.blend_width", 0.0), ("pairs.cutmix.largest_share", 1.5),
+    ("pairs.blend_width", 0.0), ("pairs.residual_gain", 0.7), ("pairs.cutmix.largest_share", 1.5),
     ("family.gan.l1_weight", -1.0), ("loss.overlap", "iou"), ("gan_finetune_factor", math.nan),
 ]  # fmt: skip
 
