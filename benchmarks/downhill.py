@@ -26,7 +26,7 @@ from fewshotseg.genseg import levels
 from fewshotseg.methods import METHODS
 from fewshotseg.runs import checkpoint
 from fewshotseg.runs import folder as run_files
-from fewshotseg.training import build, build_data, devices, stages
+from fewshotseg.training import build, build_data, build_parts, devices, stages
 
 
 def shift(theta, direction, amount):
@@ -42,13 +42,15 @@ def main():
     args = parser.parse_args()
     config = ConfigDict(run_files.read_config(args.run))
     data = build_data.create_data(config)
-    spec, method = build.create_spec(config, data.num_classes), METHODS["end2end"]
-    parts = build.create_parts(config, spec, method, "train")
+    spec, method = build_parts.create_spec(config, data.num_classes), METHODS["end2end"]
+    parts = build_parts.create_parts(config, spec, method, "train")
     moving = stages.moving_players(parts, method)
     inner_step = stages.create_inner_step(parts, moving, config.outer.through_generator_training)
     step = devices.compile_step(hypergradient.indexed(inner_step), batched_args=(2,))
-    estimate = build.create_estimate(config, parts, method, inner_step, step)
-    draw, draw_outer = build.create_draws(config, data.num_classes, method, config.train.batch_size)
+    estimate = build_parts.create_estimate(config, parts, method, inner_step, step)
+    draw, draw_outer = build_parts.create_draws(
+        config, data.num_classes, method, config.train.batch_size
+    )
     train, validation_arrays = (
         jax.tree.map(jnp.asarray, dict(arrays)) for arrays in (data.train, data.validation)
     )

@@ -14,7 +14,7 @@ from configs import default, public
 from fewshotseg.data.sources.tfds import DATASETS
 from fewshotseg.methods import METHODS
 from fewshotseg.models import factory
-from fewshotseg.training import build, build_pairs, config_check, estimators
+from fewshotseg.training import build, build_pairs, build_parts, config_check, estimators
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
@@ -99,8 +99,8 @@ def build_all(config):
     experiment.training("end2end")
     experiment.training("mixture")
     method = METHODS["end2end"]
-    parts = build.create_parts(config, experiment.spec, method, "train")
-    build.create_estimate(config, parts, method, inner_step=lambda *args: None)
+    parts = build_parts.create_parts(config, experiment.spec, method, "train")
+    build_parts.create_estimate(config, parts, method, inner_step=lambda *args: None)
     try:
         experiment.create_predictor({}, source="nothing")
     except KeyError:

@@ -21,7 +21,7 @@ from fewshotseg.genseg.outer_variables import OUTER_VARIABLES
 from fewshotseg.hypergradient import inner_gradient
 from fewshotseg.methods import METHODS
 from fewshotseg.models import factory, patchgan, pix2pix, unet
-from fewshotseg.training import build, optimizers, stages
+from fewshotseg.training import build_parts, optimizers, stages
 
 SIZE, CHANNELS, LEVELS = 8, 1, 2
 
@@ -266,8 +266,8 @@ def create_pixel_segmenter(name, fields, spec):
 
 def output_shapes(config, num_classes=2):
     """Shapes of an image, its mask, the segmenter's logits and a drawn image; nothing is compiled."""
-    spec = build.create_spec(config, num_classes)
-    parts = build.create_parts(config, spec, METHODS["end2end"], "train", axis_name=None)
+    spec = build_parts.create_spec(config, num_classes)
+    parts = build_parts.create_parts(config, spec, METHODS["end2end"], "train", axis_name=None)
     image, mask = (jnp.zeros((1, *spec.image_size, n)) for n in (spec.channels, 1))
 
     def outputs():

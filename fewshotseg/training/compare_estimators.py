@@ -23,7 +23,7 @@ from fewshotseg import errors, files
 from fewshotseg.methods import METHODS
 from fewshotseg.results.report import plots
 from fewshotseg.runs import checkpoint, folder, log
-from fewshotseg.training import build, build_data, config_check, stages
+from fewshotseg.training import build, build_data, build_parts, config_check, stages
 from fewshotseg.training.estimators import ESTIMATORS, parse_choice, start
 
 REFERENCE = "unrolled"
@@ -130,13 +130,13 @@ def compare_estimators(config, workdir: str | pathlib.Path) -> list[Row]:
     _check_trained(config, workdir)
     checkpoint.check_writable(workdir / "hypergradient")
     data = build_data.create_data(config)
-    spec = build.create_spec(config, data.num_classes)
+    spec = build_parts.create_spec(config, data.num_classes)
     state = _state(config, data, spec, workdir)
     step, most = int(state.step), max(config.diagnose.inner_steps)
     check_steps_left(step, most, config.train.num_steps)
     where = f"State: step {step} of {config.train.num_steps}, {folder.device()}"
     print(f"{where}, {workdir}", flush=True)
-    draw, draw_outer = build.create_draws(
+    draw, draw_outer = build_parts.create_draws(
         config, data.num_classes, METHOD, config.train.batch_size, axis_name=None, compile=jax.jit
     )
     arrays, unseen = (jax.tree.map(jnp.asarray, dict(x)) for x in (data.train, data.validation))
@@ -216,18 +216,18 @@ def _measure(config, spec, choice, problem, exact):
     config = config.copy_and_resolve_references()
     config.outer.estimator, config.outer.gradient = name, gradient
     config.outer.num_inner_steps = config.outer.every = num_steps = problem[-1].shape[0]
-    memory = start(name, build.outer_fields(config, name), *problem[:2])
+    memory = start(name, build_parts.outer_fields(config, name), *problem[:2])
     problem = (*problem, memory) if ESTIMATORS[name].start else problem
     if ESTIMATORS[name].needs_symmetry:
         config.outer.through_generator_training = False
     meter = Meter()
-    parts = build.create_parts(config, spec, METHOD, "train", axis_name=None)
+    parts = build_parts.create_parts(config, spec, METHOD, "train", axis_name=None)
     inner_step = stages.create_inner_step(
         parts,
         stages.moving_players(parts, METHOD),
         config.outer.through_generator_training,
     )
-    estimate = build.create_estimate(
+    estimate = build_parts.create_estimate(
         config, parts, METHOD, inner_step, axis_name=None, compile=meter.compile
     )
     grads, losses = _draws(config, name, estimate, problem)

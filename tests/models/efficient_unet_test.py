@@ -18,7 +18,7 @@ from fewshotseg.genseg import levels
 from fewshotseg.methods import Method
 from fewshotseg.models import efficient_unet, efficientnet_lite, factory, weights
 from fewshotseg.results import predictor
-from fewshotseg.training import build, optimizers, stages
+from fewshotseg.training import build, build_parts, optimizers, stages
 
 TINY = (
     efficientnet_lite.Block(3, 1, 1, 4, 4),
@@ -272,7 +272,7 @@ def _config():
 def test_training_starts_with_the_weights_of_the_release(encoder):
     config = _config()
     config.segmenter.efficient_unet.trained = "frozen"
-    parts = build.create_parts(config, build.create_spec(config, 2), Method(), "train")
+    parts = build_parts.create_parts(config, build_parts.create_spec(config, 2), Method(), "train")
     starts = [stages.init_segmenter(parts, seed).params for seed in (0, 1)]
     for start in starts:
         jax.tree.map(np.testing.assert_array_equal, start["encoder"], encoder)
@@ -284,7 +284,7 @@ def test_the_rates_reach_the_optimizer_of_a_method():
     config = _config()
     config.segmenter.efficient_unet.weights = ""
     config.segmenter.efficient_unet.trained = "frozen"
-    parts = build.create_parts(config, build.create_spec(config, 2), Method(), "train")
+    parts = build_parts.create_parts(config, build_parts.create_spec(config, 2), Method(), "train")
     optimizer, ones = parts.players["segmenter"].optimizer, jnp.ones(3)
     some = {"encoder": {"stem": ones}, "logits": {"bias": ones}}
     updates, _ = optimizer.update(some, optimizer.init(some), some)
@@ -314,7 +314,7 @@ def test_weights_from_a_file(tmp_path, tensors):
     np.savez(path, **tensors)
     config = _config()
     config.segmenter.efficient_unet.weights = str(path)
-    (network, *_) = build.create_networks(config, build.create_spec(config, 2)).values()
+    (network, *_) = build_parts.create_networks(config, build_parts.create_spec(config, 2)).values()
     found = network.init(jax.random.key(0))["encoder"]
     jax.tree.map(np.testing.assert_array_equal, found, efficientnet_lite.from_release(tensors))
     assert network.rates == {"encoder": 0.3} and not network.notice

@@ -9,7 +9,7 @@ import tiny
 from configs import demo
 from fewshotseg.errors import InputError
 from fewshotseg.methods import METHODS, Method
-from fewshotseg.training import build, build_data, build_pairs, config_check, stages
+from fewshotseg.training import build_data, build_pairs, build_parts, config_check, stages
 
 
 def test_networks_and_data_of_a_canvas_that_is_no_square():
@@ -30,7 +30,7 @@ def test_fields_and_steps_reach_the_draws():
     config.augment.mask.flip = 1.0
     mask = jnp.zeros((6, 8, 8), jnp.uint8).at[:, :3, :2].set(1)
     data = {"image": jnp.arange(6.0)[:, None, None, None] * jnp.ones((6, 8, 8, 1)), "mask": mask}
-    draw, draw_outer = build.create_draws(
+    draw, draw_outer = build_parts.create_draws(
         config, 2, METHODS["joint"], 6, axis_name=None, compile=jax.jit
     )
     keys = jnp.stack([stages.step_key(config.seed, "train", step) for step in range(3)])
@@ -45,7 +45,7 @@ def test_fields_and_steps_reach_the_draws():
 
 
 def _draw(config, data, method, size=4):
-    draw, _ = build.create_draws(config, 2, method, size, axis_name=None, compile=jax.jit)
+    draw, _ = build_parts.create_draws(config, 2, method, size, axis_name=None, compile=jax.jit)
     return draw(data, stages.step_key(0, "train", 3)[None])
 
 
@@ -73,9 +73,9 @@ def test_methods_see_equal_images_and_the_plain_one_sees_them_as_they_are():
 
 def test_every_method_of_a_seed_starts_with_the_same_segmenter():
     config = demo.get_config("runlocal")
-    spec = build.create_spec(config, 2)
+    spec = build_parts.create_spec(config, 2)
     starts = [
-        stages.init_segmenter(build.create_parts(config, spec, method, "train"), seed).params
+        stages.init_segmenter(build_parts.create_parts(config, spec, method, "train"), seed).params
         for method in (METHODS["real_plain"], METHODS["end2end"])
         for seed in (0, 1)
     ]
@@ -92,7 +92,9 @@ def test_schedules_end_with_their_stage():
     config.gan_optim.learning_rate = config.outer_optim.learning_rate = 1.0
     config.pretrain.num_steps, config.train.num_steps = 30, 20
     config.outer.every, config.outer.start = 5, 3  # outer steps at 5, 10, 15
-    parts = build.create_parts(config, build.create_spec(config, 2), METHODS["end2end"], "train")
+    parts = build_parts.create_parts(
+        config, build_parts.create_spec(config, 2), METHODS["end2end"], "train"
+    )
 
     def rates(optimizer, first, number):
         one = jnp.float32(1.0)
@@ -107,7 +109,7 @@ def test_schedules_end_with_their_stage():
     for player in ("generator", "discriminator"):
         found = rates(parts.players[player].optimizer, 30, 20)
         np.testing.assert_allclose(found, cosine(20), atol=1e-6)
-    assert build.outer_loop(config).num_outer_steps(20) == 3
+    assert build_parts.outer_loop(config).num_outer_steps(20) == 3
     np.testing.assert_allclose(rates(parts.outer_optimizer, 0, 3), cosine(3), atol=1e-6)
 
 
@@ -119,8 +121,8 @@ def test_a_new_generator_family_is_one_file_and_one_row(monkeypatch):
     with config.unlocked():
         config.family.name = "paint"
         config.painter = {"name": "linear"}
-    spec = build.create_spec(config, 2)
-    parts = build.create_parts(config, spec, METHODS["joint"], "train", axis_name=None)
+    spec = build_parts.create_spec(config, 2)
+    parts = build_parts.create_parts(config, spec, METHODS["joint"], "train", axis_name=None)
     players = stages.init_family(parts, 0)
     assert players.keys() == {"painter"}
     assert stages.moving_players(parts, METHODS["joint"]) == ("painter", "segmenter")
@@ -142,12 +144,12 @@ def test_a_harmonizer_starts_as_copy_paste():
     config.outer.variables = ("architecture", "blend_width", "residual_gain", "mixture")
     config.pairs.sources = ("copy_paste", "generator")
     config_check.check_config(config)
-    spec = build.create_spec(config, 2)
+    spec = build_parts.create_spec(config, 2)
     method = build_pairs.resolve_method(config, "end2end")
     assert method.sources == ("composite",) and method.draws
     mixture = build_pairs.resolve_method(config, "mixture")
     assert mixture.sources == ("copy_paste", "composite") and mixture.draws
-    parts = build.create_parts(config, spec, method, "train", axis_name=None)
+    parts = build_parts.create_parts(config, spec, method, "train", axis_name=None)
     assert parts.theta.keys() == {"architecture", "blend_width", "residual_gain"}
     players = stages.init_family(parts, 0)
     numbers = np.random.default_rng(0)
@@ -190,7 +192,7 @@ def test_a_new_source_of_pairs_is_one_function_and_one_row(monkeypatch):
         config.pairs.negative = {"offset": 0.25}
         config.outer.variables = ("depth", "mixture", "architecture")
     method = build_pairs.resolve_method(config, "mixture_learned")
-    parts = build.create_parts(config, build.create_spec(config, 2), method, "train")
+    parts = build_parts.create_parts(config, build_parts.create_spec(config, 2), method, "train")
     assert parts.theta.keys() == {"depth", "mixture"} and list(parts.sources) == [
         "augmented", "negative",
     ]  # fmt: skip
@@ -224,7 +226,7 @@ def test_a_new_segmenter_is_one_class_and_one_row(monkeypatch):
     config = demo.get_config("runlocal,segmenter=one_pixel")
     with config.unlocked():
         config.segmenter.one_pixel = {"bias": -2.0}
-    parts = build.create_parts(config, build.create_spec(config, 2), Method(), "train")
+    parts = build_parts.create_parts(config, build_parts.create_spec(config, 2), Method(), "train")
     params = stages.init_segmenter(parts, 0).params
     assert params["Dense_0"]["bias"] == -2.0  # its own initialiser
     logits = parts.networks["segmenter"].apply(params, jnp.zeros((1, 4, 4, 3)), None)

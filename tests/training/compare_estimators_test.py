@@ -17,7 +17,15 @@ from fewshotseg import errors
 from fewshotseg.methods import METHODS
 from fewshotseg.models import factory
 from fewshotseg.runs import folder
-from fewshotseg.training import build, compare_estimators, config_check, estimators, train
+from fewshotseg.training import (
+    build,
+    build_pairs,
+    build_parts,
+    compare_estimators,
+    config_check,
+    estimators,
+    train,
+)
 
 
 def _config():
@@ -35,9 +43,9 @@ def _config():
 def compared(tmp_path_factory):
     """Rows and folder of a comparison at K = 2, after pre-training, of networks that compile fast."""
     config, workdir = _config(), tmp_path_factory.mktemp("compare")
-    row = build.FamilyRow(tiny.paint_family, {"generator": tiny.create_painter})
+    row = build_pairs.FamilyRow(tiny.paint_family, {"generator": tiny.create_painter})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(build.FAMILIES, "gan", row)
+        patch.setitem(build_pairs.FAMILIES, "gan", row)
         patch.setattr(factory, "create_segmenter", tiny.create_pixel_segmenter)
         folder.write(config, workdir)
         experiment = build.build(config)
@@ -184,8 +192,8 @@ def test_bad_fields_are_named(block, field, value, message):
 def test_every_gradient_can_be_chosen_by_one_field(gradient):
     config = demo.get_config(f"runlocal,estimator=sama+{gradient}")
     config_check.check_config(config)
-    spec = build.create_spec(config, 2)
-    parts = build.create_parts(config, spec, METHODS["end2end"], "train")
+    spec = build_parts.create_spec(config, 2)
+    parts = build_parts.create_parts(config, spec, METHODS["end2end"], "train")
     value_and_grad = parts.options["gradient"](lambda p, outer, data: (0.5 * p**4 * outer, {}))
 
     def cross(p, outer):
@@ -214,7 +222,7 @@ def test_every_estimator_can_be_chosen_by_one_field(name, loop):
             config_check.check_config(config)
         config.outer.every = config.outer.num_inner_steps
     config_check.check_config(config)
-    grad = _toy_estimate(name, build.outer_fields(config, name), loop)
+    grad = _toy_estimate(name, build_parts.outer_fields(config, name), loop)
     assert np.isfinite(grad) and grad != 0
 
 

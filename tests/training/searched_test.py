@@ -12,7 +12,7 @@ from fewshotseg import errors
 from fewshotseg.methods import METHODS
 from fewshotseg.models import factory
 from fewshotseg.results import predictor
-from fewshotseg.training import build, config_check, search, train
+from fewshotseg.training import build, build_parts, build_search, config_check, search, train
 
 
 def _config(**fields):
@@ -40,7 +40,7 @@ def test_a_search_is_over_all_labelled_cases_and_says_what_it_moves(experiment):
 
 def test_the_segmenter_of_a_search_is_a_cheaper_one():
     config = _config()
-    build._make_cheaper(config.segmenter, 0.25, True)
+    build_search.make_cheaper(config.segmenter, 0.25, True)
     assert config.segmenter.efficient_unet.widths == (32, 24, 16, 8, 8)
     assert config.segmenter.efficient_unet.trained == "frozen"
     assert config.segmenter.unet.width == 4  # that of the toy experiment is less than 8 already
@@ -83,10 +83,11 @@ def test_a_search_is_on_the_disk_and_shown(tmp_path):
 def test_a_method_may_have_a_segmenter_of_its_own():
     config = _config()
     config.segmenter.name, config.segmenter.efficient_unet.weights = "efficient_unet", ""
-    spec = build.create_spec(config, 2)
+    spec = build_parts.create_spec(config, 2)
     for name, there in (("real_only", True), ("unet_only", False)):
         params = jax.eval_shape(
-            build.create_networks(config, spec, METHODS[name])["segmenter"].init, jax.random.key(0)
+            build_parts.create_networks(config, spec, METHODS[name])["segmenter"].init,
+            jax.random.key(0),
         )
         assert ("encoder" in params) == there, name
         made = predictor.create_predictor(config.to_dict(), {}, ["a"], "test", method=name)

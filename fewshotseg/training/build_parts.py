@@ -1,0 +1,187 @@
+"""From a configuration to the pieces of a training: networks, players, outer variables and draws."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from fewshotseg.data import augment, batches, canvas
+from fewshotseg.genseg import levels, outer_variables, pair_sources, segmenter
+from fewshotseg.methods import Method
+from fewshotseg.models import factory
+from fewshotseg.training import build_pairs, devices, estimators, optimizers, stages
+from fewshotseg.training.build_pairs import FAMILIES
+
+
+def create_spec(config, num_classes: int) -> factory.Spec:
+    """What data and search decide about the networks."""
+    searched = tuple(side for side in ("encoder", "decoder") if config.search[side])
+    return factory.Spec(
+        num_classes, canvas.as_size(config.data.image_size), config.data.channels, searched
+    )
+
+
+def _block(config, name: str = "") -> tuple[str, dict[str, Any]]:
+    """A name in a configuration block, by default its own, and the fields of the block of that name."""
+    name = name or config.name
+    return name, config[name].to_dict() if name in config else {}
+
+
+def create_networks(
+    config, spec: factory.Spec, method: Method | None = None
+) -> dict[str, factory.Network]:
+    """The segmenter, that of the method if it has its own, and the networks of the generator's family."""
+    named = _block(config.segmenter, method.segmenter if method else "")
+    networks = {"segmenter": factory.create_segmenter(*named, spec)}
+    makers = FAMILIES[config.family.name].networks
+    return networks | {name: make(*_block(config[name]), spec) for name, make in makers.items()}
+
+
+def _optimizer(config, num_steps: int, factor: float = 1.0, **options):
+    fields = config.to_dict()
+    rate = factor * fields.pop("learning_rate")
+    return optimizers.create_optimizer(fields.pop("name"), rate, num_steps, **fields, **options)
+
+
+def outer_loop(config) -> stages.OuterLoop:
+    """When theta moves."""
+    outer = config.outer
+    return stages.OuterLoop(
+        outer.num_inner_steps, outer.every, outer.start, outer.through_generator_training
+    )
+
+
+def outer_fields(config, name: str) -> dict[str, Any]:
+    """The fields of an estimator or a gradient, from its block of `config.outer`; {} if it has none."""
+    return config.outer[name].to_dict() if name in config.outer else {}
+
+
+def create_parts(
+    config,
+    spec: factory.Spec,
+    method: Method,
+    stage: str,
+    axis_name: str | None = devices.AXIS_NAME,
+    networks: Mapping[str, factory.Network] | None = None,
+) -> stages.Parts:
+    """Players, outer variables and optimisers of one stage of one method."""
+    networks = networks or create_networks(config, spec, method)
+    moving = build_pairs.moving_variables(config, method) if stage == "train" else ()
+    settings, pair_fields = build_pairs.pair_settings(config, method, moving, spec.channels)
+    settings["architecture"] = next((n.mixing for n in networks.values() if n.mixing), {})
+    theta, use = outer_variables.create(settings, moving, stages.step_key(config.seed, "init", 0))
+
+    gan_optimizer = _optimizer(config.gan_optim, config.pretrain.num_steps)
+    if stage == "train":  # its own schedule, from where pre-training ended
+        gan_optimizer = _optimizer(
+            config.gan_optim,
+            config.train.num_steps,
+            factor=config.gan_finetune_factor,
+            start=config.pretrain.num_steps,
+            differentiable=bool(moving),
+        )
+    name, fields = _block(config.family)
+    row = FAMILIES[name]
+    family = row.create(
+        {player: networks[player].apply for player in row.networks},
+        gan_optimizer,
+        use,
+        num_classes=spec.num_classes,
+        **fields,
+    )
+    intensity = augment.Intensity(**config.augment.intensity.to_dict())
+    jitter = functools.partial(augment.jitter, strength=intensity)
+    segment = networks["segmenter"].apply
+    tools = pair_sources.Tools(family.draw, family.refine, use, spec.num_classes)
+    sources = pair_sources.create(method.sources, tools, pair_fields)
+    player = segmenter.player(
+        segment,
+        jitter if method.augments else lambda images, keys: images,
+        _optimizer(
+            config.optim,
+            config.train.num_steps,
+            differentiable=bool(moving),
+            rates=networks["segmenter"].rates,
+        ),
+        sources=sources,
+        use=use,
+        overlap=config.loss.overlap,
+        average_decay=config.train.ema_decay,
+    )
+    name = estimators.choose_gradient(config.outer.estimator, config.outer.gradient)
+    gradient = estimators.create_gradient(name, outer_fields(config, name))
+    num_outer_steps = outer_loop(config).num_outer_steps(config.train.num_steps)
+    loss = segmenter.validation_loss(segment, overlap=config.loss.overlap, axis_name=axis_name)
+    return stages.Parts(
+        family=family,
+        sources=sources,
+        networks=networks,
+        theta=theta,
+        use=use,
+        players={**family.players, "segmenter": player},
+        terms=((1.0, loss),),
+        options={"gradient": gradient, "axis_name": axis_name},
+        outer_optimizer=_optimizer(config.outer_optim, num_outer_steps),
+    )
+
+
+def create_draws(
+    config,
+    num_classes: int,
+    method: Method,
+    batch_size: int,
+    axis_name: str | None = devices.AXIS_NAME,
+    compile: Callable = devices.compile_draw,
+):
+    """`draw(data, keys [K])` and `draw_outer(data, key)`, compiled for all devices by default."""
+
+    def geometry(fields):
+        return augment.Geometry(**{**fields.to_dict(), "flip_axes": tuple(fields.flip_axes)})
+
+    donors = geometry(config.augment.donor)
+    draw_one = functools.partial(
+        batches.draw_batch,
+        batch_size=method.real_batches * batch_size,
+        num_synthetic=batch_size if method.sources else 0,
+        geometry=geometry(config.augment.real) if method.augments else None,
+        mask_geometry=geometry(config.augment.mask),
+        synthetic_images=pair_sources.looks_at(method.sources, "images"),
+        donor_geometry=donors if pair_sources.looks_at(method.sources, "donors") else None,
+        num_classes=num_classes,
+        axis_name=axis_name,
+    )
+    draw_outer = functools.partial(
+        batches.draw_outer_batch, batch_size=config.outer.batch_size, axis_name=axis_name
+    )
+
+    def draw(data, keys):
+        return jax.lax.map(lambda key: draw_one(data, key), keys)
+
+    return compile(draw), compile(draw_outer)
+
+
+def create_estimate(
+    config,
+    parts: stages.Parts,
+    method: Method,
+    inner_step: Callable,
+    step: Callable | None = None,
+    axis_name: str | None = devices.AXIS_NAME,
+    compile: Callable = devices.compile_step,
+) -> Callable:
+    """The estimator that `config.outer.estimator` names, compiled for all devices by default."""
+    moving = stages.moving_players(parts, method)
+    if not config.outer.through_generator_training:
+        moving = ("segmenter",)
+    return estimators.create_estimator(
+        config.outer.estimator,
+        outer_fields(config, config.outer.estimator),
+        inner_step,
+        functools.partial(levels.outer_loss, terms=parts.terms),
+        levels.stationarity(players=parts.players, moving=moving, **parts.options),
+        loop=config.outer.loop,
+        axis_name=axis_name,
+        compile=compile,
+        step=step,
+    )
