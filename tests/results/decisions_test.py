@@ -48,6 +48,13 @@ def test_other_strategies_have_no_t(tmp_path):
     assert all(row[4:6] == ("", "") and "cross-validation" in row[6] for row in table.rows)
 
 
+def test_seconds_include_the_search(tmp_path):
+    timed = {**_RECORD, "trials": [{"seconds": 20.0}, {"seconds": 22.5}]}
+    run = _run(tmp_path, timed)
+    (tmp_path / "mixture_searched" / "log.jsonl").write_text('{"step": 9, "seconds": 7.0}\n')
+    assert inputs.read_run(tmp_path).seconds("mixture_searched") == 49.5 and run.searches
+
+
 def test_a_search_that_still_runs_is_left_out(tmp_path):
     running = {"trials": [{"loss": 1.0}]}
     assert not decisions.decision_table([_run(tmp_path, running)]).rows

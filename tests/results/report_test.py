@@ -233,9 +233,15 @@ def test_steady_seeds_on_few_scattered_cases_are_no_proof(tmp_path):
 
 
 def test_verdict_needs_both_methods(tmp_path):
-    run = _make_run(tmp_path / "run", {"real_only": _spread(0.5)})
+    run = _make_run(tmp_path / "run", {"end2end": _spread(0.5)})
     ((tone, headline, _),) = _headlines([run])
     assert (tone, headline) == ("open", "No verdict yet.")
+
+
+def test_no_verdict_where_nobody_asked_for_one(tmp_path):
+    run = _make_run(tmp_path / "run", {"real_only": _spread(0.5)})
+    assert not _headlines([run])
+    assert "Did co-training help?" not in _page([run], tmp_path)
 
 
 def test_page_is_self_contained(tmp_path):

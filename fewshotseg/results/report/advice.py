@@ -154,7 +154,7 @@ def verdicts(
             if c.experiment == experiment and (c.a, c.b) == (CO_TRAINING, BASELINE)
         ]
         answers += [_verdict(c, of_one, scores) for c in here]
-        if not here:
+        if not here and any(CO_TRAINING in run.methods for run in of_one):
             answers.append(
                 Verdict(
                     _title(experiment),

@@ -139,10 +139,12 @@ class Run:
         return resolve(METHODS[method], sources or ())
 
     def seconds(self, method: str) -> float:
-        """Time of the method's training, and of the pre-training of the generator if it draws."""
+        """Time of the method's training, of the generator's if it draws, of its search if it has one."""
         stages = [method] + (["generator"] if self.row(method).draws else [])
         ends = [self.logs.get(stage) or [{}] for stage in stages]
-        return sum(float(log[-1].get("seconds", math.nan)) for log in ends)
+        trials = self.searches.get(method, {}).get("trials", ())
+        ends = [float(log[-1].get("seconds", math.nan)) for log in ends]
+        return sum(ends) + sum(float(trial["seconds"]) for trial in trials)
 
 
 def read_runs(workdirs: Sequence[pathlib.Path]) -> list[Run]:

@@ -12,7 +12,7 @@ from fewshotseg.results.report.inputs import Experiment, Run, Threshold
 
 BASELINE = "real_only"
 CO_TRAINING = "end2end"
-LEARNED = "mixture_learned"
+LEARNED = ("mixture_learned", "mixture_searched")  # by the hypergradient
 MEASURED = tuple(name for name in metrics.METRICS if name != "false_positive_area")
 POOLED = {
     "pooled_dice": metrics.Metric(None, "pooled Dice"),
@@ -136,7 +136,7 @@ def compare(scores: Sequence[Score]) -> list[Comparison]:
     pairs = [(m, BASELINE) for m in METHODS if m != BASELINE]
     pairs += [(CO_TRAINING, m) for m in METHODS if METHODS[m].draws and m != CO_TRAINING]
     unlearned = [m for m in METHODS if METHODS[m].sources != () and not METHODS[m].draws]
-    pairs += [(LEARNED, m) for m in unlearned if m != LEARNED]
+    pairs += [(a, b) for a in LEARNED for b in unlearned if b not in LEARNED]
     found = []
     for experiment, test_set in dict.fromkeys((s.experiment, s.test_set) for s in scores):
         here = [s for s in scores if (s.experiment, s.test_set) == (experiment, test_set)]
