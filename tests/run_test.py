@@ -30,8 +30,8 @@ from fewshotseg.training import devices as parallel
 
 ROOT = pathlib.Path(__file__).parents[1]
 METHODS = ("real_only", "joint", "end2end")
-# Value and tolerance: rounding is amplified through Adam's first steps, less with the toy's larger eps.
-GOLDEN = {"outer/loss": (1.42596, 0.01), "outer/hypergradient_norm": (0.0087764, 0.1)}
+# Value and tolerance: with the toy's larger eps, other orders of additions give 1e-5 and less.
+GOLDEN = {"outer/loss": (1.42596, 1e-3), "outer/hypergradient_norm": (0.0087764, 1e-2)}
 
 
 def arguments(workdir, *flags):
