@@ -1,6 +1,5 @@
 """Hypergradients in forward mode, for long trainings and few outer variables. Notation as in `contract`."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +42,7 @@ def forward_mode(
     """
     take_steps = advance(inner_step, axis_name=axis_name)
     end = finish(outer_loss, axis_name=axis_name)
-    return put_together(functools.partial(check, inner_step, outer_loss), take_steps, end)
+    return put_together(lambda *problem: check(inner_step, outer_loss, *problem), take_steps, end)
 
 
 def put_together(check: Callable, take_steps: Callable, end: Callable) -> Callable:
