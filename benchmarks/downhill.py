@@ -23,10 +23,9 @@ from ml_collections import ConfigDict
 from fewshotseg import hypergradient
 from fewshotseg.data import batches as input_pipeline
 from fewshotseg.genseg import levels
-from fewshotseg.methods import METHODS
 from fewshotseg.runs import checkpoint
 from fewshotseg.runs import folder as run_files
-from fewshotseg.training import build, build_data, devices, stages
+from fewshotseg.training import build, build_data, build_pairs, devices, stages
 
 
 def shift(theta, direction, amount):
@@ -42,7 +41,10 @@ def main():
     args = parser.parse_args()
     config = ConfigDict(run_files.read_config(args.run))
     data = build_data.create_data(config)
-    spec, method = build.create_spec(config, data.num_classes), METHODS["end2end"]
+    spec, method = (
+        build.create_spec(config, data.num_classes),
+        build_pairs.resolve_method(config, "end2end"),
+    )
     parts = build.create_parts(config, spec, method, "train")
     moving = stages.moving_players(parts, method)
     inner_step = stages.create_inner_step(parts, moving, config.outer.through_generator_training)
