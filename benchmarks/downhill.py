@@ -23,10 +23,9 @@ from ml_collections import ConfigDict
 from fewshotseg import hypergradient
 from fewshotseg.data import batches as input_pipeline
 from fewshotseg.genseg import levels
-from fewshotseg.methods import METHODS
 from fewshotseg.runs import checkpoint
 from fewshotseg.runs import folder as run_files
-from fewshotseg.training import build, build_data, build_parts, devices, stages
+from fewshotseg.training import build, build_data, build_pairs, build_parts, devices, stages
 
 
 def shift(theta, direction, amount):
@@ -42,7 +41,8 @@ def main():
     args = parser.parse_args()
     config = ConfigDict(run_files.read_config(args.run))
     data = build_data.create_data(config)
-    spec, method = build_parts.create_spec(config, data.num_classes), METHODS["end2end"]
+    spec = build_parts.create_spec(config, data.num_classes)
+    method = build_pairs.resolve_method(config, "end2end")
     parts = build_parts.create_parts(config, spec, method, "train")
     moving = stages.moving_players(parts, method)
     inner_step = stages.create_inner_step(parts, moving, config.outer.through_generator_training)

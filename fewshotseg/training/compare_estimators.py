@@ -20,14 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fewshotseg import errors, files
-from fewshotseg.methods import METHODS
 from fewshotseg.results.report import plots
 from fewshotseg.runs import checkpoint, folder, log
-from fewshotseg.training import build, build_data, build_parts, config_check, stages
+from fewshotseg.training import build, build_data, build_pairs, build_parts, config_check, stages
 from fewshotseg.training.estimators import ESTIMATORS, parse_choice, start
 
 REFERENCE = "unrolled"
-METHOD = METHODS["end2end"]
+METHOD = "end2end"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +135,9 @@ def compare_estimators(config, workdir: str | pathlib.Path) -> list[Row]:
     check_steps_left(step, most, config.train.num_steps)
     where = f"State: step {step} of {config.train.num_steps}, {folder.device()}"
     print(f"{where}, {workdir}", flush=True)
+    method = build_pairs.resolve_method(config, METHOD)
     draw, draw_outer = build_parts.create_draws(
-        config, data.num_classes, METHOD, config.train.batch_size, axis_name=None, compile=jax.jit
+        config, data.num_classes, method, config.train.batch_size, axis_name=None, compile=jax.jit
     )
     arrays, unseen = (jax.tree.map(jnp.asarray, dict(x)) for x in (data.train, data.validation))
     keys = jnp.stack([stages.step_key(config.seed, "train", step + k) for k in range(most)])
@@ -221,14 +221,15 @@ def _measure(config, spec, choice, problem, exact):
     if ESTIMATORS[name].needs_symmetry:
         config.outer.through_generator_training = False
     meter = Meter()
-    parts = build_parts.create_parts(config, spec, METHOD, "train", axis_name=None)
+    method = build_pairs.resolve_method(config, METHOD)
+    parts = build_parts.create_parts(config, spec, method, "train", axis_name=None)
     inner_step = stages.create_inner_step(
         parts,
-        stages.moving_players(parts, METHOD),
+        stages.moving_players(parts, method),
         config.outer.through_generator_training,
     )
     estimate = build_parts.create_estimate(
-        config, parts, METHOD, inner_step, axis_name=None, compile=meter.compile
+        config, parts, method, inner_step, axis_name=None, compile=meter.compile
     )
     grads, losses = _draws(config, name, estimate, problem)
     before, meter.metering = live_bytes(), True
