@@ -13,10 +13,12 @@ import subprocess
 import sys
 import time
 
+import httpx
 import jax
 import numpy as np
 import pytest
 import toy_config
+from jax import export as jax_export
 from PIL import Image
 
 from configs import demo, folder
@@ -234,6 +236,39 @@ def test_predict_keeps_sizes_and_reports_what_it_cannot_read(finished, capsys, t
     (images / "broken.png").write_bytes(b"not an image")
     assert "broken.png" in refused(capsys, finished[0], *flags, f"--output={tmp_path}/o2")
     assert len(list((tmp_path / "o2" / "masks").iterdir())) == 2
+
+
+def test_what_is_exported_predicts_as_the_run(finished, cache, tmp_path):
+    output = tmp_path / "model"
+    runs = f"{finished[0]},{finished[0]}/real_only"  # the mean of two of its models
+    done = run(finished[0], cache, "--mode=export", f"--output={output}", f"--workdir={runs}")
+    assert done.returncode == 0, done.stderr
+    image = np.random.default_rng(0).integers(0, 256, (41, 53, 3), np.uint8)
+    exported = jax_export.deserialize(bytearray((output / "model.stablehlo").read_bytes()))
+    predictor = trained.load_ensemble(runs.split(","))
+    (wanted,) = trained.probabilities_of(predictor, [image], ["a"], 1)
+    np.testing.assert_allclose(exported.call(image), wanted, atol=1e-4)
+    about = (output / "model.json").read_text()
+    assert [t["images"] for t in json.loads(about)["training"]] == [
+        {"train": 6, "validation": 2}
+    ] * 2
+    assert str(finished[0].parent) not in about  # nor where it was trained
+
+
+def test_serve_answers_and_ends_with_ctrl_c(finished, cache):
+    arguments = [*command(finished[0], cache), "--mode=serve"]
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, text=True, env=environment()
+    ) as server:
+        address = next(line for line in iter(server.stdout.readline, "") if "token=" in line)
+        with httpx.Client(follow_redirects=True) as client:
+            base = httpx.URL(address.split()[-1])
+            assert client.get(base.join("/model.json")).status_code == 403
+            assert "not for diagnosis" in client.get(base).text
+            about = client.get(base.join("/model.json")).json()
+        server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=60) == 0
+    assert about["class_names"] == ["lesion"] and about["name"] == finished[0].name
 
 
 def test_the_model_is_the_average_at_the_last_step(finished):

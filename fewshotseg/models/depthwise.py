@@ -27,12 +27,13 @@ def by_taps(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     # As TensorFlow's and XLA's 'SAME': an odd row more goes to the end.
     pads = [(0, 0), *[(p // 2, p - p // 2) for p in lacking], (0, 0)]
     x = jnp.pad(x, pads)
-    strided = (slice(None), *[slice(None, None, stride)] * len(sizes))
+    strides = (1, *[stride] * len(sizes), 1)
 
     @jax.checkpoint  # of all its inputs: JAX 0.7 loses what it would close over
     def add(total, x, start, weight):
         part = jax.lax.dynamic_slice(x, (0, *start, 0), (x.shape[0], *spans, channels))
-        return total + part[strided] * weight
+        # Not by indexing, of which JAX 0.7 makes a gather.
+        return total + jax.lax.slice(part, (0,) * part.ndim, part.shape, strides) * weight
 
     starts = list(jnp.indices(sizes).reshape(len(sizes), -1))
     taps = starts, kernel.reshape(-1, channels).astype(x.dtype)

@@ -154,16 +154,18 @@ def about_runs(predictor: Predictor, roots: Sequence[str | pathlib.Path]) -> dic
 
     Args:
       predictor: the model.
-      roots: folders of the runs that it comes from.
+      roots: folders of the runs, or of methods in them, that it comes from.
     """
-    source = predictor.source
-    for root in roots:  # no path of this machine leaves it
-        source = source.replace(str(pathlib.Path(root)), pathlib.Path(root).resolve().name)
+    source, found = predictor.source, []
+    for path in map(pathlib.Path, roots):
+        root = path.parent if (path / "checkpoints").is_dir() else path
+        source = source.replace(str(root), root.resolve().name)  # no path of this machine leaves it
+        found.append(_about_run(root, predictor))
     own = "No foreign weights: those of your training, under the terms of your data."
     return {
         "model": source,
         "licence_of_weights": predictor.notice or own,
-        "training": [_about_run(pathlib.Path(root), predictor) for root in roots],
+        "training": found,
     }
 
 

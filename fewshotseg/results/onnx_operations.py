@@ -84,6 +84,14 @@ def _slice(t, inputs, params, output):
     return _cut(t, inputs[0], params["start_indices"], params["limit_indices"], steps)
 
 
+def _rev(t, inputs, params, output):
+    axes = [onnx_axis(i, len(output.shape)) for i in params["dimensions"]]
+    starts, ends, steps = (
+        np.full(len(axes), n, np.int64) for n in (-1, np.iinfo(np.int64).min, -1)
+    )
+    return t.graph.add("Slice", t.name_of(inputs[0]), starts, ends, np.array(axes, np.int64), steps)
+
+
 def _dynamic_slice(t, inputs, params, output):
     x, *where = inputs
     if any(start.array is None for start in where):
@@ -136,6 +144,7 @@ OPERATIONS: Mapping[str, Callable] = {
     "transpose": _transpose,
     "concatenate": _concatenate,
     "slice": _slice,
+    "rev": _rev,
     "dynamic_slice": _dynamic_slice,
     "pad": _pad,
     "convert_element_type": _cast,

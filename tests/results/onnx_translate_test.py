@@ -22,11 +22,12 @@ FUNCTIONS = {
     "pools": lambda x: layers.max_pool_2x(x) - layers.avg_pool_2x(x),
     "upsampling": lambda x: layers.upsample_2x(x, (9, 13)),
     "padding": lambda x: layers.pad_to(x, (7, 8)) + jnp.pad(x, ((0, 0), (2, 0), (0, 1), (0, 0))),
+    "flips": lambda x: x[:, ::-1] + 2 * x[:, :, ::-1] + 3 * x[:, ::-1, ::-1],
     "softmax": lambda x: jax.nn.softmax(x) * jax.nn.sigmoid(x),
     "activations": lambda x: jax.nn.relu6(4 * x) + jax.nn.silu(x) + jnp.tanh(x) + jax.nn.gelu(x),
     "bfloat16": lambda x: (x.astype(jnp.bfloat16) + 1).astype(jnp.float32) ** 2,
     "other ranks": lambda x: jnp.broadcast_to(x.mean((1, 2))[:, None, None], x.shape) + x.max((0, 3))[0, 1],
-    "attention": lambda x: x.reshape(1, 5, 28).transpose(0, 2, 1)[:, ::3, 1:],
+    "tokens": lambda x: jax.lax.slice_in_dim(x.reshape(1, 5, 28).transpose(0, 2, 1), 1, 28, 3, 1)[:, :, 2:],
 }  # fmt: skip
 
 

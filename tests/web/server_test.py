@@ -338,6 +338,12 @@ def test_only_this_machine_by_default(host, safe):
             commands.serve(None, flags)
 
 
+def test_what_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr(commands.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"serve needs starlette: pip install 'fewshotseg\[web\]'"):
+        commands.serve(None, None)
+
+
 def test_for_other_machines_numbers_are_as_good_as_another():
     guard = security.Guard(None, "0.0.0.0", 80)
 

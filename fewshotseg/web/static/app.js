@@ -22,7 +22,7 @@ function redraw() {
   const { source, answer } = shown;
   const threshold = Number($("threshold").value);
   draw(view, source, answer, threshold, {
-    outline: $("outline").checked, map: $("map").checked, opacity: Number($("opacity").value),
+    outline: $("outline").checked, map: $("map").checked, opacity: Number($("opacity").value), moving: !!stream,
   });
   $("hint").hidden = true;
   $("snapshot").disabled = !answer;
@@ -40,10 +40,10 @@ function areaText(pixels) {
   return spacing > 0 && !stream ? `${text} = ${(pixels * spacing ** 2).toFixed(1)} mm²` : text;
 }
 
-function show(source, answer, name, started) {
+function show(source, answer, name, milliseconds) {
   shown = { source, answer, name };
   redraw();
-  if (answer) $("latency").textContent = `${Math.round(performance.now() - started)} ms (model ${answer.milliseconds.toFixed(0)})`;
+  if (answer) $("latency").textContent = `${Math.round(milliseconds)} ms (model ${answer.milliseconds.toFixed(0)})`;
 }
 
 // --- Pictures ------------------------------------------------------------------------------------
@@ -58,9 +58,9 @@ async function predict(file, name) {
       throw new Error(`${name} is no image that this browser can show: save it as PNG or JPEG.`);
     });
     const started = performance.now();
-    if (mine === turn) show(source, null, name, started);
+    if (mine === turn) show(source, null, name);
     const answer = await segmentFile(file);
-    if (mine === turn) show(source, answer, name, started);
+    if (mine === turn) show(source, answer, name, performance.now() - started);
   } catch (error) {
     if (mine === turn) say(error.message);
   }
@@ -117,9 +117,10 @@ async function startCamera() {
   await follow(video, ++turn);
 }
 
-// One frame at a time: while the model works, newer ones pass by.
+// One frame at a time: while the model works, newer ones pass by, and the last answer is drawn.
 async function follow(video, mine) {
   const times = [];
+  let last = null;
   try {
     while (stream && mine === turn) {
       const scale = FRAME_SIDE / Math.max(video.videoWidth, video.videoHeight, 1);
@@ -129,9 +130,11 @@ async function follow(video, mine) {
       const context = source.getContext("2d", { willReadFrequently: true });
       context.drawImage(video, 0, 0, width, height);
       const started = performance.now();
-      const answer = await segmentFrame(context.getImageData(0, 0, width, height));
+      const asked = segmentFrame(context.getImageData(0, 0, width, height));
+      if (last) show(last.source, last.answer, "camera", last.milliseconds);
+      const answer = await asked;
       if (mine !== turn || !stream) return;
-      show(source, answer, "camera", started);
+      last = { source, answer, milliseconds: performance.now() - started };
       times.push(performance.now());
       while (times.at(-1) - times[0] > 2000) times.shift();
       if (times.length > 1) {

@@ -2,7 +2,8 @@
 export const COLOURS = [
   [230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178], [213, 94, 0], [204, 121, 167],
 ];
-const LARGEST_SIDE = 1400; // of what is drawn; areas and snapshots have every pixel
+// Longest side of what is drawn, of a picture and of a moving one; areas and snapshots have every pixel.
+const [LARGEST_SIDE, LARGEST_MOVING] = [1400, 640];
 
 // Class ids [height * width]: 1 where the foreground's probability reaches the threshold, or those found.
 export function maskOf(answer, threshold) {
@@ -19,10 +20,11 @@ export function areasOf(mask, numClasses) {
 }
 
 // Draws the picture on the canvas at the size of the screen and, if there is one, the answer over it.
-export function draw(canvas, source, answer, threshold, { outline, map, opacity }) {
+export function draw(canvas, source, answer, threshold, { outline, map, opacity, moving }) {
   const room = Math.min(canvas.clientWidth / source.width, canvas.clientHeight / source.height) || 1;
   const longest = Math.max(source.width, source.height);
-  const scale = Math.min(room * (globalThis.devicePixelRatio || 1), LARGEST_SIDE / longest);
+  const largest = (moving ? LARGEST_MOVING : LARGEST_SIDE) / longest;
+  const scale = Math.min(room * (globalThis.devicePixelRatio || 1), largest);
   const width = Math.max(1, Math.round(source.width * scale));
   const height = Math.max(1, Math.round(source.height * scale));
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
