@@ -17,7 +17,7 @@ METHODS = (
 def source_config() -> ConfigDict:
     """Where images and masks come from; only the block named by `source` is read."""
     config = ConfigDict()
-    config.source = "folder"  # 'phantom' | 'folder' | 'tfds'
+    config.source = "folder"  # 'phantom' | 'folder' | 'tfds' | 'volumes'
     config.phantom = ConfigDict()
     config.phantom.style = "dermoscopy"  # 'dermoscopy' (RGB) | 'ultrasound' (grey)
     config.phantom.num_cases = 200
@@ -36,6 +36,18 @@ def source_config() -> ConfigDict:
     config.tfds = ConfigDict()
     config.tfds.name = "isic2017"  # a data set of configs/public.py
     config.tfds.data_dir = "datasets"  # where `--mode=prepare` put the prepared data
+    config.volumes = ConfigDict()  # NIfTI files; needs three numbers in data.image_size
+    config.volumes.name = "volumes"
+    config.volumes.folder = ""  # as of the Medical Segmentation Decathlon or nnU-Net: docs/data.md
+    config.volumes.images_dir = ""  # or images and label maps of the same names in two folders
+    config.volumes.labels_dir = ""
+    config.volumes.class_names = ()  # ids 1, 2, ...; () for those in FOLDER/dataset.json
+    config.volumes.channel = 0  # of CASE_0000, CASE_0001, ...: which one
+    # Values that become black and white, as (-160.0, 240.0) HU in CT; two equal ones: percentiles.
+    config.volumes.window = (0.0, 0.0)
+    config.volumes.percentiles = (0.5, 99.5)  # of each volume's own values
+    config.volumes.include = ""  # as above
+    config.volumes.group_pattern = ""  # as above
     return config
 
 
@@ -67,7 +79,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.methods = ("real_plain", "real_only", "separate", "end2end")
 
     config.data = source_config()
-    # Pixels of the canvas the networks see: a number for a square, or (height, width).
+    # Pixels of the canvas the networks see: a number for a square, (height, width), or of volumes
+    # (depth, height, width): feet to head, front to back, right to left.
     config.data.image_size = FieldReference(96, field_type=object)
     config.data.channels = 3  # 1 or 3
     # Labelled cases the weights are trained on, and those of the outer loss and the selection;
@@ -278,7 +291,7 @@ def geometry_config() -> ConfigDict:
     """Strengths of a geometric augmentation."""
     config = ConfigDict()
     config.flip = 0.5  # probability, per axis
-    config.flip_axes = (-1,)  # -1 left-right, -2 up-down
+    config.flip_axes = (-1,)  # -1 left-right, -2 up-down, -3 between the slices of volumes
     config.scale = 0.2  # factor per axis 1 +-
     config.translate = 0.1  # share of the size, +-
     config.rotate = 15.0  # degrees, +-
@@ -319,7 +332,7 @@ def apply_choices(config: ConfigDict, arg: str) -> None:
 
 def run_local(config: ConfigDict) -> None:
     """Shrinks an experiment to a minute, to see that everything works."""
-    config.data.image_size = 32
+    config.data.image_size = (16, 16, 16) if config.data.source == "volumes" else 32
     config.data.num_train, config.data.num_validation, config.data.num_test = 6, 2, 4
     config.data.phantom.num_cases = 60
     for test_set in config.test_sets.values():

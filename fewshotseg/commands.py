@@ -163,32 +163,39 @@ def _require_run(flags):
 
 
 def predict(config, flags) -> None:
-    from fewshotseg.results import predict_files as predict_lib
+    from fewshotseg.results import predict_files, predict_volumes
 
     if not flags.input or not flags.output:
         raise errors.InputError("predict needs --input=FILE|DIR and --output=DIR.")
     predictor = _load_predictor(config, flags)
-    rows = predict_lib.predict_files(
-        predictor,
-        flags.input,
-        flags.output,
-        batch_size=config.evaluate.batch_size,
-        overlays=config.predict.overlays,
-        probabilities=config.predict.probabilities,
-    )
+    wanted = {"overlays": config.predict.overlays, "probabilities": config.predict.probabilities}
+    if predictor.spatial_axes == 3:
+        rows = predict_volumes.predict_volumes(predictor, flags.input, flags.output, **wanted)
+        table = "volumes.csv"
+    else:
+        batch_size = config.evaluate.batch_size
+        rows = predict_files.predict_files(
+            predictor, flags.input, flags.output, batch_size=batch_size, **wanted
+        )
+        table = "areas.csv"
     failed = [row["file"] for row in rows if row["error"]]
     if failed:
         raise errors.InputError(
             f"{len(failed)} of {len(rows)} files could not be read ({', '.join(failed[:3])}): the "
-            f"reasons are in {pathlib.Path(flags.output, 'areas.csv')}; all others are done."
+            f"reasons are in {pathlib.Path(flags.output, table)}; all others are done."
         )
 
 
-def _load_predictor(config, flags):
-    """The model of a run, or the mean of several."""
+def _load_predictor(config, flags, pictures_alone=""):
+    """The model of a run, or the mean of several; `pictures_alone`: a mode that knows no volumes."""
     from fewshotseg.results import predictor as trained
 
     predictor = trained.load_ensemble(flags.workdir.split(","), config.predict.method)
+    if pictures_alone and predictor.spatial_axes == 3:
+        raise errors.InputError(
+            f"{pictures_alone} is for models of pictures, and {flags.workdir} has one of volumes: use "
+            "--mode=predict."
+        )
     if config.predict.flips:
         predictor = trained.with_flips(predictor)
     print(f"Model: {predictor.source}", flush=True)
@@ -208,7 +215,7 @@ def serve(config, flags) -> None:
             f"--host={flags.host} can be reached from other machines, unencrypted: give "
             "--allow_other_machines if that is meant."
         )
-    predictor = _load_predictor(config, flags)
+    predictor = _load_predictor(config, flags, pictures_alone="serve")
     names = ", ".join(pathlib.Path(folder).resolve().name for folder in flags.workdir.split(","))
     print("Compiling ...", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
@@ -221,7 +228,7 @@ def export(config, flags) -> None:
 
     if not flags.output:
         raise errors.InputError("export needs --output=DIR.")
-    predictor = _load_predictor(config, flags)
+    predictor = _load_predictor(config, flags, pictures_alone="export")
     about = export_lib.about_runs(predictor, flags.workdir.split(","))
     folder = export_lib.export_model(predictor, flags.output, about)
     if flags.web:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from fewshotseg import files, fonts
 from fewshotseg.errors import InputError
-from fewshotseg.pictures import PREDICTION_COLOUR, REFERENCE_COLOUR, overlay, to_rgb
+from fewshotseg.pictures import PREDICTION_COLOUR, REFERENCE_COLOUR, in_planes, overlay, to_rgb
 
 if TYPE_CHECKING:  # types.py imports JAX, which drawing does not need
     from fewshotseg.types import Case
@@ -46,15 +46,24 @@ def save_overlay(
     reference: np.ndarray | None = None,
     *,
     title: str = "",
+    spacing: Sequence[float] = (),
     smallest: int = 448,
     largest: int = 1280,
 ) -> None:
     """Writes `pictures.overlay` as PNG, for looking at and not for measuring.
 
+    Of a volume, three planes through what is outlined (`pictures.in_planes`); `spacing` is that of its
+    voxels.
+
     The longer side is brought between `smallest` and `largest` pixels before outlines are drawn, so
     that they are thin lines on small and on large images. With a title, a strip above the picture
     shows it, and a strip below says which colour is which.
     """
+    if prediction.ndim == 3:
+        smallest = largest  # three planes share the longer side
+        cut = prediction if reference is None or not np.any(reference) else reference
+        image, prediction = _planes(image, cut, spacing), in_planes(prediction, cut, spacing)
+        reference = None if reference is None else in_planes(reference, cut, spacing)
     rgb = to_rgb(image)
     side = max(rgb.shape[:2])
     target = min(max(side, smallest), largest)
@@ -93,7 +102,8 @@ def contact_sheet(
     """Writes a PNG page of images with their mask outlines and ids, a colour per class.
 
     Args:
-      cases: images uint8 `[H, W, C]` with masks `[H, W]` of class ids; sizes may differ.
+      cases: images `[H, W, C]` with masks `[H, W]` of class ids, or volumes, of which three planes are
+        drawn; sizes may differ.
       path: of the PNG.
       columns: tiles in a row.
       tile: pixels of the longer side of a tile; proportions are kept.
@@ -107,9 +117,10 @@ def contact_sheet(
     shown = cases[:most]
     tiles, labels = [], []
     for case in shown:
-        shape = _fit(case.image.shape, tile)
-        image = _resize(to_rgb(case.image), shape, smooth=True)
-        tiles.append(overlay(image, _resize(case.mask, shape, smooth=False)))
+        image = to_rgb(_planes(case.image, case.mask, case.spacing))
+        mask, shape = in_planes(case.mask, case.mask, case.spacing), _fit(image.shape, tile)
+        image = _resize(image, shape, smooth=True)
+        tiles.append(overlay(image, _resize(mask, shape, smooth=False)))
         empty = "" if np.any(case.mask) else "  [empty]"
         labels.append(_shorten(case.id, tile - 5 * len(empty)) + empty)
     columns = max(1, min(columns, len(tiles)))
@@ -183,6 +194,12 @@ def _write_canvas(canvas: np.ndarray, texts, path) -> None:
     buffer = io.BytesIO()
     agg.print_png(buffer)
     files.write_bytes(path, buffer.getvalue())
+
+
+def _planes(image: np.ndarray, mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """A picture as it is; of a volume in [0, 255], `pictures.in_planes` as uint8."""
+    planes = in_planes(image, mask, spacing)
+    return planes if planes.dtype == np.uint8 else np.rint(planes).astype(np.uint8)
 
 
 def _fit(shape, tile: int) -> tuple[int, int]:

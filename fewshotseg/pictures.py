@@ -5,6 +5,8 @@ the common forms of colour blindness; all pictures and plots take their colours 
 a dark rim so that they stand out on bright and dark images alike.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 PALETTE = {
@@ -98,6 +100,49 @@ def overlay(
     dash = (row + column) // (4 * width) % 2 == 0
     picture[line & (dash | ~other)] = PREDICTION_COLOUR
     return picture
+
+
+def in_planes(array: np.ndarray, mask: np.ndarray, spacing: Sequence[float] = ()) -> np.ndarray:
+    """Three planes of a volume side by side, cut where most of a mask is; a picture as it is.
+
+    From left to right: axial (front on top, the patient's right on the left), coronal and sagittal
+    (head on top), each pixel as large in mm as any other.
+
+    Args:
+      array: `[H, W, ...]`, or `[D, H, W, ...]` in the order of `data/geometry.py`.
+      mask: class ids `[H, W]` or `[D, H, W]`; an empty one is cut in the middle.
+      spacing: of the voxels along D, H and W; () if they are cubes.
+
+    Returns:
+      `array`, or its planes, `[H', W', ...]`, with zeros between them.
+    """
+    if mask.ndim == 2:
+        return array
+    sides = [np.asarray(mask > 0).sum(axis=others) for others in ((1, 2), (0, 2), (0, 1))]
+    d, h, w = (int(s.argmax()) if s.any() else len(s) // 2 for s in sides)
+    steps = np.array(spacing or (1.0, 1.0, 1.0)) / min(spacing or (1.0,))
+    tiles = [
+        _stretch(array[d], steps[1], steps[2]),
+        _stretch(array[::-1, h], steps[0], steps[2]),
+        _stretch(array[::-1, :, w], steps[0], steps[1]),
+    ]
+    gap = max(1, max(tile.shape[1] for tile in tiles) // 32)
+    height, width = max(len(t) for t in tiles), sum(t.shape[1] for t in tiles) + 2 * gap
+    page, left = np.zeros((height, width, *array.shape[3:]), array.dtype), 0
+    for tile in tiles:
+        top = (height - len(tile)) // 2
+        page[top : top + len(tile), left : left + tile.shape[1]] = tile
+        left += tile.shape[1] + gap
+    return page
+
+
+def _stretch(plane: np.ndarray, *steps: float) -> np.ndarray:
+    """Repeats rows and columns so that a pixel is a square."""
+    for axis, step in enumerate(steps):
+        length = plane.shape[axis]
+        new = max(1, round(length * step))
+        plane = np.take(plane, ((np.arange(new) + 0.5) * length / new).astype(int), axis=axis)
+    return plane
 
 
 def _outline_and_rim(mask, picture, width, name) -> tuple[np.ndarray, np.ndarray]:

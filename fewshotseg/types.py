@@ -25,10 +25,14 @@ class Case:
 
     Attributes:
       id: unique within its source.
-      image: uint8 `[H, W, C]`, C is 1 or 3.
-      mask: uint8 `[H, W]` of class ids, 0 is background.
+      image: `[*spatial, C]` of grey values or colours from 0 to 255, C is 1 or 3: uint8 `[H, W, C]`, or
+        float32 `[D, H, W, C]` where a volume's own values were brought there without rounding.
+      mask: uint8 `[*spatial]` of class ids, 0 is background.
       group: patient or series; cases of one group stay on one side of a split. '' if unknown.
       notes: conversions a user should know of ("alpha channel dropped").
+      spacing: of the pixels along each spatial axis, in mm; () if unknown.
+      affine: float64 `[4, 4]` from the indices of a volume to mm in the patient, see `data/geometry.py`;
+        None if unknown.
     """
 
     id: str
@@ -36,6 +40,8 @@ class Case:
     mask: np.ndarray
     group: str = ""
     notes: tuple[str, ...] = ()
+    spacing: tuple[float, ...] = ()
+    affine: np.ndarray | None = None
 
 
 class CaseSource(Protocol):

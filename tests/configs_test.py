@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import tiny
+import volumes
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -121,7 +122,9 @@ ELSEWHERE = {
 def test_every_field_is_read(reads, tmp_path):
     """While experiments are built, for every source, estimator and segmenter."""
     folder_of_images(tmp_path)
+    volumes.write_decathlon(tmp_path / "volumes", number=14)
     choices = [
+        ("volumes", "unrolled", "mixed", "unet"),
         ("folder", "unrolled", "mixed", "unet"),
         ("phantom", "unrolled", "finite_difference", "unet"),
     ]
@@ -134,6 +137,11 @@ def test_every_field_is_read(reads, tmp_path):
         config.outer.estimator, config.outer.gradient = estimator, gradient
         config.family.name = tuple(build_pairs.FAMILIES)[number % len(build_pairs.FAMILIES)]
         config.data.source = source
+        if source == "volumes":
+            config.data.image_size = (16, 16, 16)
+            with config.unlocked():
+                del config.test_sets.shifted  # pictures
+        config.data.volumes.folder = str(tmp_path / "volumes")
         config.data.folder.images_dir = str(tmp_path / "images")
         config.data.folder.masks_dir = str(tmp_path / "masks")
         names = {(id(b), key): f"{prefix}{key}" for prefix, b in blocks(config) for key in b}

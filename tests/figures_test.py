@@ -175,3 +175,20 @@ def test_real_images(shared_data, tmp_path):
     figures.contact_sheet(cases, tmp_path / "sheet.png")
     orange = _has(_read(tmp_path / "sheet.png"), pictures.CLASS_COLOURS[0])
     assert 100 < orange.sum() < 0.1 * orange.size
+
+
+def test_volumes_are_shown_in_three_planes_cut_through_the_mask():
+    volume = np.arange(2 * 3 * 4).reshape(2, 3, 4)
+    mask = np.zeros((2, 3, 4), np.uint8)
+    mask[1, 2, 0] = 1
+    page = pictures.in_planes(volume, mask, spacing=(2.0, 1.0, 1.0))
+    axial, coronal, sagittal = volume[1], volume[::-1, 2], volume[::-1, :, 0]
+    assert page.shape == (4, 4 + 1 + 4 + 1 + 3)  # slices of 2 mm take two rows
+    np.testing.assert_array_equal(page[:3, :4], axial)
+    np.testing.assert_array_equal(page[:, 5:9], np.repeat(coronal, 2, axis=0))
+    np.testing.assert_array_equal(page[:, 10:], np.repeat(sagittal, 2, axis=0))
+    middle = pictures.in_planes(volume, mask * 0)
+    np.testing.assert_array_equal(middle[:3, :4], volume[1])
+    np.testing.assert_array_equal(middle[:2, 5:9], volume[::-1, 1])
+    flat = np.zeros((3, 4))
+    assert pictures.in_planes(flat, flat) is flat

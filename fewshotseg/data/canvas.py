@@ -15,14 +15,16 @@ Size = int | Sequence[int]  # an int stands for a square
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of RGB, ITU-R BT.601
 
 
-def as_size(size: Size, rank: int = 2) -> tuple[int, ...]:
-    """`size` as a tuple of `rank` numbers.
+def as_size(size: Size, rank: int | None = None) -> tuple[int, ...]:
+    """`size` as a tuple of `rank` numbers; without `rank`, of two, or as many as it has.
 
     Raises:
       ValueError: a tuple of another length.
     """
-    size = (int(size),) * rank if isinstance(size, int | np.integer) else tuple(map(int, size))
-    if len(size) != rank:
+    if isinstance(size, int | np.integer):
+        return (int(size),) * (rank or 2)
+    size = tuple(map(int, size))
+    if rank is not None and len(size) != rank:
         raise ValueError(f"{size} is no size for {rank} spatial axes")
     return size
 
@@ -34,7 +36,7 @@ def to_network_image(image: np.ndarray, size: Size, channels: int) -> np.ndarray
     where it shrinks. RGB becomes grey by luma, grey becomes RGB by repetition.
 
     Args:
-      image: uint8 `[*spatial, C]`, C is 1 or 3.
+      image: `[*spatial, C]` in [0, 255], uint8 or float32, C is 1 or 3.
       size: of the result, in pixels.
       channels: 1 or 3.
 

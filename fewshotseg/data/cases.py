@@ -10,7 +10,7 @@ import numpy as np
 
 from fewshotseg import errors
 from fewshotseg.data import batches, canvas, split_files, splits
-from fewshotseg.data.sources import folder, phantom
+from fewshotseg.data.sources import folder, phantom, volumes
 from fewshotseg.data.survey import Survey
 from fewshotseg.types import CaseSource
 
@@ -69,12 +69,18 @@ def _tfds(fields: Mapping[str, Any], strict: bool) -> CaseSource:
     return tfds.TfdsSource(**fields)
 
 
+def _volumes(fields: Mapping[str, Any], strict: bool) -> CaseSource:
+    return volumes.VolumeSource(**fields, strict=strict)
+
+
 # Name -> maker from the fields of the block of that name.
 SOURCES: Mapping[str, Callable[[Mapping[str, Any], bool], CaseSource]] = {
     "phantom": _phantom,
     "folder": _folder,
     "tfds": _tfds,
+    "volumes": _volumes,
 }
+SPATIAL_AXES = {"volumes": 3}  # of a source's cases; 2 of all others
 
 
 def create_source(name: str, fields: Mapping[str, Any], strict: bool = True) -> CaseSource:
@@ -161,7 +167,7 @@ def create_split(
         test_fraction=TEST_FRACTION,
         survey=survey,
         further={
-            name: (Survey(other), _test_ids(name, other, source))
+            name: (Survey(other, survey.size), _test_ids(name, other, source))
             for name, other in (test_sources or {}).items()
         },
     )

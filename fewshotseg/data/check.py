@@ -13,7 +13,7 @@ from fewshotseg import files
 from fewshotseg.data import canvas, look_alikes
 from fewshotseg.data.cases import Data
 from fewshotseg.data.split_files import Split
-from fewshotseg.data.survey import Survey
+from fewshotseg.data.survey import Record, Survey
 from fewshotseg.errors import InputError
 from fewshotseg.types import Case, CaseSource
 
@@ -100,7 +100,8 @@ def summarise(
 
     Returns:
       A dictionary that JSON can hold: 'name', 'count', 'loaded', 'image_size' (`[H, W]`), 'height'
-      and 'width' ('min', 'median', 'max'), 'channels' (images by number of channels), 'classes' (by
+      and 'width' ('min', 'median', 'max'), of volumes also 'depth' and 'spacing' (in mm, likewise, one
+      per axis), 'channels' (images by number of channels), 'classes' (by
       name: 'images' that show the class, and 'share' of the pixels in these), 'groups',
       'empty_masks', 'vanishing', 'flat', 'tiny', 'duplicates' (`[id, id, correlation]`), 'faults'
       (`{'id', 'message'}`), 'notes' (count by text), 'warnings', 'split' ('train', 'validation',
@@ -124,8 +125,7 @@ def summarise(
     pairs = look_alikes.near_duplicates(np.stack([record.thumbnail for record in seen]))
     channels = collections.Counter(str(record.shape[-1]) for record in seen)
     report |= {
-        "height": _range([record.shape[0] for record in seen]),
-        "width": _range([record.shape[1] for record in seen]),
+        **_sizes(seen),
         "channels": dict(sorted(channels.items())),
         "groups": len({record.group for record in seen} - {""}),
         "classes": {
@@ -158,8 +158,12 @@ def format_report(report: Report) -> str:
     read = f"of which {report['loaded']} {'can be' if complete else 'were'} read"
     rows = [("data set", report["name"]), ("cases", f"{report['count']}, {read}")]
     if report["loaded"]:
-        for key in ("height", "width"):
-            rows.append((key, _range_text(report[key], "{:g}") + " pixels"))
+        for key in [key for key in ("depth", "height", "width") if key in report]:
+            voxels = "voxels" if "depth" in report else "pixels"
+            rows.append((key, _range_text(report[key], "{:g}") + f" {voxels}"))
+        if "spacing" in report:
+            axes = (_range_text(of_axis, "{:.3g}") for of_axis in report["spacing"])
+            rows.append(("spacing", "; ".join(axes) + " mm"))
         channels = {"1": "grey", "3": "colour"}
         counts = [f"{n} {channels[c]}" for c, n in report["channels"].items()]
         rows.append(("images", ", ".join(counts)))
@@ -189,6 +193,20 @@ def format_report(report: Report) -> str:
         rows.append(("FAULT", f"... and {len(faults) - LISTED} more in check.json"))
     width = max(len(label) for label, _ in rows)
     return "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
+
+
+def _sizes(seen: Sequence[Record]) -> Report:
+    """'height' and 'width', and of volumes 'depth' and 'spacing'."""
+    sizes = {
+        "height": _range([record.shape[-3] for record in seen]),
+        "width": _range([record.shape[-2] for record in seen]),
+    }
+    if any(len(record.shape) == 4 for record in seen):
+        sizes["depth"] = _range([record.shape[0] for record in seen])
+    spacings = [record.spacing for record in seen if record.spacing]
+    if spacings:
+        sizes["spacing"] = [_range(of_axis) for of_axis in zip(*spacings, strict=True)]
+    return sizes
 
 
 def _count_split(split: Split) -> Report:
@@ -245,7 +263,7 @@ def _warnings(report: Mapping[str, Any], shares: np.ndarray) -> list[str]:
     if report["tiny"]:
         warnings.append(f"images with a side below {_TINY} pixels: {_ids_text(report['tiny'])}")
     height, width = report["height"]["median"], report["width"]["median"]
-    if min(report["image_size"][0] / height, report["image_size"][1] / width) >= _ENLARGED:
+    if min(report["image_size"][-2] / height, report["image_size"][-1] / width) >= _ENLARGED:
         warnings.append(
             f"most images are enlarged, from {height:g} x {width:g} pixels to "
             f"{_size_text(report)}: a smaller image_size shows as much and trains faster"
@@ -287,6 +305,14 @@ def _evenly(ids: Sequence[str], number: int) -> set[str]:
 
 def _shrink(case: Case) -> Case:
     """A copy small enough that many fit into memory; every pixel of it is one of the original's."""
-    step = max(1, -(-max(case.mask.shape) // _SHEET_SIZE))
-    image, mask = case.image[::step, ::step], case.mask[::step, ::step]
-    return Case(case.id, image.copy(), mask.copy(), case.group, case.notes)
+    steps = [max(1, -(-side // _SHEET_SIZE)) for side in case.mask.shape]
+    if case.mask.ndim == 2:
+        steps = [max(steps)] * 2
+    every = tuple(slice(None, None, step) for step in steps)
+    return dataclasses.replace(
+        case,
+        image=np.rint(case.image[every]).astype(np.uint8),
+        mask=case.mask[every].copy(),
+        spacing=tuple(s * step for s, step in zip(case.spacing, steps, strict=False)),
+        affine=None,
+    )

@@ -16,9 +16,11 @@ from fewshotseg.errors import InputError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
 FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "GIF")  # as Pillow calls them
-_VOLUME = "medical volumes are not read here: export the slices as PNG"
+_VOLUME = "medical volumes are not read as pictures: export the slices as PNG"
 _OTHER_FORMATS = {
-    **dict.fromkeys((".nii", ".nii.gz"), f"NIfTI: {_VOLUME}"),
+    **dict.fromkeys(
+        (".nii", ".nii.gz"), f"NIfTI: {_VOLUME}, or use the source 'volumes' (docs/data.md)"
+    ),
     **dict.fromkeys((".mha", ".mhd", ".nrrd"), _VOLUME),
     **dict.fromkeys((".dcm", ".dicom"), "DICOM files are not read here: export them as PNG"),
     **dict.fromkeys((".heic", ".heif"), "HEIC photos are not read here: convert them to JPEG"),

@@ -15,11 +15,13 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
     """A small grey copy with mean 0 and length 1, so that a dot product is a correlation.
 
     Args:
-      image: uint8 `[H, W, C]`, C is 1 or 3.
+      image: `[H, W, C]`, C is 1 or 3, from 0 to 255; of a volume `[D, H, W, C]`, its middle slice counts.
 
     Returns:
       float32 `[24 * 24]`; all zero if the image is flat.
     """
+    image = image[len(image) // 2] if image.ndim == 4 else image
+    image = image if image.dtype == np.uint8 else np.rint(image).astype(np.uint8)
     grey = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("L")
     size = (THUMBNAIL_SIZE, THUMBNAIL_SIZE)
     small = np.asarray(grey.resize(size, Image.Resampling.BOX), np.float32).ravel()

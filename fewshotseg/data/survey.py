@@ -20,6 +20,7 @@ class Record:
       share: float `[number of classes]`, of the pixels; the first class has id 1.
       vanishes: a class of the mask has no pixel left at the size of the networks.
       flat: all pixels of the image have one value.
+      spacing: as in `Case`.
     """
 
     shape: tuple[int, ...]
@@ -29,6 +30,7 @@ class Record:
     share: np.ndarray
     vanishes: bool
     flat: bool
+    spacing: tuple[float, ...] = ()
 
 
 class Survey:
@@ -66,5 +68,6 @@ class Survey:
             thumbnail=look_alikes.thumbnail(case.image),
             share=counts / case.mask.size,
             vanishes=bool(np.any((counts > 0) & (left == 0))),
-            flat=bool((case.image == case.image[:1, :1]).all()),
+            flat=bool(np.ptp(case.image, axis=tuple(range(case.mask.ndim))).max() == 0),
+            spacing=case.spacing,
         )

@@ -75,7 +75,7 @@ def evaluate(
     if repeated:
         raise InputError(f"{source.name}: {repeated[0]} is listed twice. List each case once.")
     names = predictor.class_names
-    started, rows = time.perf_counter(), []
+    started, rows, in_mm = time.perf_counter(), [], True
     counts = np.zeros((len(names), 3, metrics.CALIBRATION_BINS))
     for start in range(0, len(case_ids), batch_size):
         chunk = [source.load(case_id) for case_id in case_ids[start : start + batch_size]]
@@ -83,8 +83,9 @@ def evaluate(
         pixels = [case.image for case in chunk]
         found = probabilities_of(predictor, pixels, labels, batch_size)
         for case, probabilities in zip(chunk, found, strict=True):
-            _check_reference(case, probabilities.shape[:2], names, source.name)
+            _check_reference(case, probabilities.shape[:-1], names, source.name)
             rows += _case_rows(case, probabilities, predictor, nsd_tolerance)
+            in_mm &= bool(case.spacing)
             counts += _calibration(case, probabilities, len(names))
         if progress is not None:
             progress(min(start + batch_size, len(case_ids)), len(case_ids))
@@ -92,7 +93,7 @@ def evaluate(
         "source": source.name,
         "model": predictor.source,
         **_summarise(rows, names, counts, clusters),
-        "unit_of_hd95": "pixels of the original image",
+        "unit_of_hd95": "mm" if in_mm else "pixels of the original image",
         "nsd_tolerance": f"{nsd_tolerance:g} of the image's diagonal",
         "convention": metrics.CONVENTION,
         "image_size": predictor.image_size,
@@ -203,9 +204,11 @@ def _check_reference(case: Case, shape, names, source_name: str) -> None:
 def _case_rows(case: Case, probabilities, predictor, nsd_tolerance) -> list[dict[str, Any]]:
     mask = canvas.probabilities_to_mask(probabilities, predictor.threshold)
     names = predictor.class_names
-    known = {"case": case.id, "group": case.group, "height": mask.shape[0], "width": mask.shape[1]}
-    tolerance = nsd_tolerance * math.hypot(*mask.shape)
-    measured = metrics.case_metrics(mask, case.mask, len(names) + 1, tolerance=tolerance)
+    sizes = dict(zip(("depth", "height", "width")[-mask.ndim :], mask.shape, strict=True))
+    known = {"case": case.id, "group": case.group, **sizes}
+    spacing = case.spacing or (1.0,) * mask.ndim
+    tolerance = nsd_tolerance * math.hypot(*np.multiply(mask.shape, spacing))
+    measured = metrics.case_metrics(mask, case.mask, len(names) + 1, spacing, tolerance)
     return [{**known, "class": names[row["class_id"] - 1], **row} for row in measured]
 
 

@@ -79,7 +79,9 @@ def save(
             file_name = f"{name}_{_safe(case_id)}.png"
             status = by_case[case_id][0]["status"]
             title = f"Dice {dice[case_id]:.2f}{_EXPLAINED.get(status, '')}   {case_id}"
-            figures.save_overlay(case.image, mask, folder / file_name, case.mask, title=title)
+            figures.save_overlay(
+                case.image, mask, folder / file_name, case.mask, title=title, spacing=case.spacing
+            )
             saved.append({"file": f"examples/{file_name}", "case": case_id, "dice": dice[case_id]})
     return saved
 

@@ -24,7 +24,7 @@ def onnx_file(predictor: Predictor) -> bytes:
     from onnx import TensorProto, helper
 
     graph = Graph()
-    height, width = canvas.as_size(predictor.image_size)
+    height, width = canvas.as_size(predictor.image_size, 2)
     old_height, old_width = (_size(graph, axis) for axis in (0, 1))
     pixels = graph.add("Cast", "image", to=TensorProto.FLOAT)
     if predictor.channels == 1:

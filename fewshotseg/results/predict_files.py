@@ -79,7 +79,7 @@ def predict_files(
     """
     paths, root = _list_files(pathlib.Path(input_path), log)
     output_dir = pathlib.Path(output_dir)
-    earlier = _open_output(output_dir, root, is_folder=pathlib.Path(input_path).is_dir())
+    earlier = open_output(output_dir, root, is_folder=pathlib.Path(input_path).is_dir())
     keys = [path.relative_to(root).as_posix() for path in paths]
     rows = _unreadable(paths, keys, log)
     broken = {row["file"] for row in rows}
@@ -109,7 +109,7 @@ def predict_files(
     spent = {"compilation": compile_seconds, **writer.seconds, "network": network.seconds}
     spent["resizing"] = max(0.0, spent.pop("segmenting") - network.seconds)
     files.write_json(
-        output_dir / _MANIFEST, _manifest(predictor, done, len(paths) - done, total, spent)
+        output_dir / _MANIFEST, manifest(predictor, done, len(paths) - done, total, spent)
     )
     log(
         f"{done} of {len(paths)} images in {total:.2f} s: {done / total:.1f} images per second "
@@ -164,7 +164,14 @@ def _list_files(input_path: pathlib.Path, log) -> tuple[list[pathlib.Path], path
     return files, input_path
 
 
-def _open_output(output_dir: pathlib.Path, root: pathlib.Path, *, is_folder: bool) -> list[dict]:
+def open_output(
+    output_dir: pathlib.Path,
+    root: pathlib.Path,
+    *,
+    is_folder: bool,
+    table_name: str = _TABLE,
+    columns: Sequence[str] = _COLUMNS,
+) -> list[dict]:
     """Makes the output folder; returns the rows of earlier runs into it."""
     inside = output_dir.resolve() == root.resolve()
     if inside or (is_folder and root.resolve() in output_dir.resolve().parents):
@@ -172,20 +179,20 @@ def _open_output(output_dir: pathlib.Path, root: pathlib.Path, *, is_folder: boo
             f"{output_dir}: the output folder is in the input folder. Choose another --output, so "
             "that originals and predictions stay apart."
         )
-    table = output_dir / _TABLE
+    table = output_dir / table_name
     earlier: list[dict] = []
     if table.is_file():
         with open(table, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             earlier = list(reader)
-        if tuple(reader.fieldnames or ()) != _COLUMNS:
+        if tuple(reader.fieldnames or ()) != tuple(columns):
             raise InputError(f"{table}: is no table of predictions. Choose another --output.")
     elif any((output_dir / name).exists() for name in ("masks", "overlays")):
         raise InputError(
             f"{output_dir}: has masks or overlays that were not written by a prediction (there is "
-            f"no {_TABLE} beside them). Choose another --output, so that nothing is overwritten."
+            f"no {table_name} beside them). Choose another --output, so that nothing is overwritten."
         )
-    files.write_rows(output_dir / _TABLE, earlier, _COLUMNS)
+    files.write_rows(table, earlier, columns)
     return earlier
 
 
@@ -280,7 +287,7 @@ class _Writer:
         return mask
 
 
-def _manifest(predictor, done, failed, total, spent) -> dict[str, Any]:
+def manifest(predictor, done, failed, total, spent) -> dict[str, Any]:
     environment = run_folder.environment()
     return {
         "model": predictor.source,

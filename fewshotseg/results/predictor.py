@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fewshotseg.data import canvas
+from fewshotseg.data import canvas, volume_files
 from fewshotseg.errors import InputError
 from fewshotseg.methods import METHODS, segmenter_name
 from fewshotseg.models import factory
@@ -26,9 +27,9 @@ class Predictor:
     """A trained segmenter and all that is needed to use it on new images.
 
     Attributes:
-      predict_probabilities: float32 `[B, S, S, C]` in [-1, 1] to `[B, S, S, K]` in [0, 1]; K is 1
+      predict_probabilities: float32 `[B, *size, C]` in [-1, 1] to `[B, *size, K]` in [0, 1]; K is 1
         (foreground) for one class, else number of classes + 1, background first.
-      image_size: S, or (height, width), in pixels.
+      image_size: a number for a square, (height, width), or (depth, height, width), in pixels.
       channels: C, 1 or 3.
       class_names: the foreground classes, with ids 1, 2, ...
       threshold: probability from which a pixel is foreground; only for K = 1.
@@ -38,6 +39,7 @@ class Predictor:
       notice: what people should know of weights that were not trained here.
       network: `predict_probabilities` as a function that JAX can trace, with the weights inside of
         it; None where there is no such function.
+      grey_values: of a model of volumes, from the values in a file to those from 0 to 255.
     """
 
     predict_probabilities: PredictProbabilities
@@ -50,6 +52,12 @@ class Predictor:
     segmenter: str = ""
     notice: str = ""
     network: Callable[[jax.Array], jax.Array] | None = None
+    grey_values: volume_files.GreyValues | None = None
+
+    @property
+    def spatial_axes(self) -> int:
+        """2, or 3 of a model of volumes."""
+        return len(canvas.as_size(self.image_size))
 
 
 def load_predictor(folder: str | pathlib.Path, method: str = "") -> Predictor:
@@ -95,7 +103,7 @@ def load_ensemble(folders: Sequence[str | pathlib.Path], method: str = "") -> Pr
     members = [load_predictor(folder, method) for folder in folders]
     first = members[0]
     for member, folder in zip(members, folders, strict=True):
-        for field in ("class_names", "image_size", "channels", "threshold"):
+        for field in ("class_names", "image_size", "channels", "threshold", "grey_values"):
             ours, theirs = getattr(first, field), getattr(member, field)
             if ours != theirs:
                 raise InputError(
@@ -117,14 +125,15 @@ def load_ensemble(folders: Sequence[str | pathlib.Path], method: str = "") -> Pr
 
 
 def with_flips(predictor: Predictor) -> Predictor:
-    """The mean over an image and its mirror images, four in all: four times the work of a prediction.
+    """The mean over an image and its mirror images: four in all, of a volume eight.
 
     Only where left and right, top and bottom mean nothing for the classes.
     """
 
     def mean(segment):
         def of_all(images):
-            axes = ((), (1,), (2,), (1, 2))
+            spatial = range(1, images.ndim - 1)
+            axes = [a for n in range(images.ndim - 1) for a in itertools.combinations(spatial, n)]
             return sum(_flip(segment(_flip(images, a)), a) for a in axes) / len(axes)
 
         return of_all
@@ -134,8 +143,11 @@ def with_flips(predictor: Predictor) -> Predictor:
         predictor,
         predict_probabilities=mean(predictor.predict_probabilities),
         network=network,
-        source=f"{predictor.source}, over four flips",
+        source=f"{predictor.source}, over {_FLIPS[predictor.spatial_axes]} flips",
     )
+
+
+_FLIPS = {2: "four", 3: "eight"}
 
 
 def _flip(images, axes):
@@ -197,7 +209,15 @@ def create_predictor(
         segmenter=segmenter_name(method, config["segmenter"]["name"]),
         notice=network.notice,
         network=lambda images: _probabilities(apply(weights, images, None), temperature),
+        grey_values=_grey_values(config["data"]),
     )
+
+
+def _grey_values(data: Mapping[str, Any]) -> volume_files.GreyValues | None:
+    if data["source"] != "volumes":
+        return None
+    fields = data["volumes"]
+    return volume_files.GreyValues(tuple(fields["window"]), tuple(fields["percentiles"]))
 
 
 def create_network(
@@ -213,10 +233,10 @@ def create_network(
 def compile_segmenter(
     apply: Callable, temperature: float = 1.0
 ) -> Callable[[Any, np.ndarray], np.ndarray]:
-    """`(params, images [B, S, S, C] in [-1, 1]) -> probabilities [B, S, S, K]`, compiled.
+    """`(params, images [B, *spatial, C] in [-1, 1]) -> probabilities [B, *spatial, K]`, compiled.
 
     Args:
-      apply: `(params, images, keys) -> logits [B, S, S, K]`, called without keys.
+      apply: `(params, images, keys) -> logits [B, *spatial, K]`, called without keys.
       temperature: what the logits are divided by.
     """
 
@@ -235,7 +255,7 @@ def _probabilities(logits: jax.Array, temperature: float) -> jax.Array:
 def segment_images(
     predictor: Predictor, images: Sequence[np.ndarray], names: Sequence[str], batch_size: int
 ) -> list[np.ndarray]:
-    """Predicts masks at the original size of each image: uint8 `[H, W]` class ids, one per image.
+    """Predicts masks at the original size of each image: uint8 `[*spatial]` class ids, one per image.
 
     Arguments and errors as for `probabilities_of`.
     """
@@ -255,12 +275,12 @@ def probabilities_of(
 
     Args:
       predictor: a trained model.
-      images: uint8 `[H, W, C]`, C is 1 or 3, sizes may differ.
+      images: `[*spatial, C]` from 0 to 255, C is 1 or 3, sizes may differ.
       names: of the images, for messages.
       batch_size: of the network.
 
     Yields:
-      float32 `[H, W, K]` in [0, 1].
+      float32 `[*spatial, K]` in [0, 1].
 
     Raises:
       InputError: a probability is not finite; the message names the image.
@@ -280,7 +300,7 @@ def probabilities_of(
                     f"{names[start + j]}: the model predicts NaN or infinite values for this image."
                     " Its training has probably diverged: train again with a lower learning rate."
                 )
-            yield canvas.restore_probabilities(probabilities[j], image.shape[:2])
+            yield canvas.restore_probabilities(probabilities[j], image.shape[:-1])
 
 
 def _check_shape(found, wanted, num_foreground: int) -> None:

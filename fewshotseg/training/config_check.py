@@ -15,7 +15,7 @@ from typing import Any
 
 from fewshotseg import errors
 from fewshotseg.data import canvas
-from fewshotseg.data.cases import SOURCES
+from fewshotseg.data.cases import SOURCES, SPATIAL_AXES
 from fewshotseg.genseg import pair_sources
 from fewshotseg.genseg.outer_variables import OUTER_VARIABLES
 from fewshotseg.methods import GENERATED, METHODS
@@ -70,6 +70,9 @@ BOUNDS: Mapping[str, Bound] = {
     "*phantom.num_cases": at_least(1),
     "*phantom.seed": between(0, SEEDS),
     "*phantom.image_size": at_least(16),
+    "*volumes.channel": at_least(0),
+    "*volumes.window": between(-1e6, 1e6),
+    "*volumes.percentiles": between(0, 100),
     "data.image_size": at_least(16),
     "data.num_train": at_least(0),
     "data.num_validation": at_least(0),
@@ -216,6 +219,7 @@ def check_fields(config) -> None:
         _check_bound(field, value)
         if field.endswith("folder.class_names"):
             _check_names(field, value)
+    _check_axes(config)
 
 
 def leaves(config, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -256,6 +260,34 @@ def _check_bound(field, value):
 def _check_names(field, names):
     if not names or len(set(names)) < len(names) or not all(re.search(r"\S", n) for n in names):
         raise _fault(field, tuple(names), "name every foreground class once, as in ('lesion',)")
+
+
+def _check_axes(config):
+    """The canvas, the flips and the further test sets have the axes of the source."""
+    size, source = config.data.image_size, config.data.source
+    axes = SPATIAL_AXES.get(source, 2)
+    numbers = len(size) if isinstance(size, tuple | list) else 2
+    if numbers != axes:
+        sizes = "(depth, height, width)" if axes == 3 else "a number, or (height, width)"
+        raise _fault("data.image_size", size, f"with data.source={source!r}, give {sizes}")
+    for name, fields in config.test_sets.items():
+        if SPATIAL_AXES.get(fields.source, 2) != axes:
+            raise _fault(
+                f"test_sets.{name}.source",
+                fields.source,
+                f"data.source is {source!r}, test on its kind",
+            )
+    if axes == 3 and config.test_folders:
+        raise _fault(
+            "test_folders",
+            config.test_folders,
+            "it is for pictures, put further test sets of volumes into test_sets",
+        )
+    for field, flipped in leaves(config.augment):
+        if field.endswith("flip_axes") and any(axis < -axes for axis in flipped):
+            raise _fault(
+                f"augment.{field}", tuple(flipped), f"there are {axes} axes, -1 is the last"
+            )
 
 
 def _check_combinations(config):

@@ -176,8 +176,12 @@ class Recorder:
         """A column of images and one of outlines per source, a row per example."""
         titles, columns = [], []
         for name, pairs in self._stage.pairs(state).items():
-            images = [pictures.to_uint8(image) for image in np.asarray(pairs.images)]
-            outlined = map(pictures.overlay, images, np.asarray(pairs.masks))
+            masks = np.asarray(pairs.masks)
+            images = [
+                pictures.to_uint8(pictures.in_planes(image, mask))
+                for image, mask in zip(np.asarray(pairs.images), masks, strict=True)
+            ]
+            outlined = map(pictures.overlay, images, map(pictures.in_planes, masks, masks))
             titles += [name.replace("_", " "), "and its label"]
             columns += [images, list(outlined)]
         return [list(row) for row in zip(*columns, strict=True)], titles
@@ -194,8 +198,11 @@ class Recorder:
         columns["real image"] = real
         rows = [
             [
-                pictures.colour_mask(mask),
-                *(pictures.to_uint8(np.asarray(x[i])) for x in columns.values()),
+                pictures.colour_mask(pictures.in_planes(mask, mask)),
+                *(
+                    pictures.to_uint8(pictures.in_planes(np.asarray(x[i]), mask))
+                    for x in columns.values()
+                ),
             ]
             for i, mask in enumerate(masks)
         ]

@@ -11,8 +11,9 @@ from fewshotseg.data import canvas
 def test_a_size_is_a_tuple_of_one_number_per_axis():
     assert canvas.as_size(5) == (5, 5) and canvas.as_size(5, 3) == (5, 5, 5)
     assert canvas.as_size([4, np.int64(6)]) == (4, 6)
+    assert canvas.as_size((4, 5, 6)) == (4, 5, 6)
     with pytest.raises(ValueError, match="no size for 2"):
-        canvas.as_size((4, 5, 6))
+        canvas.as_size((4, 5, 6), 2)
 
 
 @pytest.mark.parametrize("size", [(24, 40), (16, 12)])

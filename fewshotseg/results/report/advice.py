@@ -178,7 +178,7 @@ def _verdict(comparison: Comparison, runs: Sequence[Run], scores: Sequence[Score
         f"cases {words.interval(cases['ci95'], sign=True)} (paired, n = {cases['n']}, "
         f"bootstrap over {comparison.over})."
     )
-    facts += _boundary(comparison.hd95)
+    facts += _boundary(comparison.hd95, comparison.unit)
     if cases["num_units"] < 20:
         facts += " So few test cases can hardly tell methods apart."
     beaten = _beaten(comparison, scores)
@@ -208,13 +208,13 @@ def _verdict(comparison: Comparison, runs: Sequence[Run], scores: Sequence[Score
     return Verdict(subject, {1: "helped", 0: "none", -1: "hurt"}[side], headline + beaten, facts)
 
 
-def _boundary(hd95: Mapping) -> str:
+def _boundary(hd95: Mapping, unit: str) -> str:
     """HD95 beside Dice: a method can win one and lose the other."""
     if not hd95["n"]:
         return ""
     direction = {1: "worse", 0: "no measurable difference", -1: "better"}[words.side(hd95["ci95"])]
     ends = words.interval(hd95["ci95"], 1, sign=True)
-    return f" HD95: {words.signed(hd95['mean'], 1)} px {ends}, {direction}."
+    return f" HD95: {words.signed(hd95['mean'], 1)} {unit} {ends}, {direction}."
 
 
 def _beaten(comparison: Comparison, scores: Sequence[Score]) -> str:

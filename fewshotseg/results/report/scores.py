@@ -61,6 +61,7 @@ class Comparison:
       seed_names: the seeds that have both methods.
       over: what the bootstrap over cases draws.
       p_holm: p value of the rank test, adjusted for all comparisons on this test set.
+      unit: of HD95, see `distance_unit`.
     """
 
     experiment: Experiment
@@ -73,6 +74,7 @@ class Comparison:
     seed_names: tuple[str, ...]
     over: str
     p_holm: float = math.nan
+    unit: str = "px"
 
 
 def score_runs(runs: Sequence[Run]) -> list[Score]:
@@ -173,7 +175,15 @@ def _compare(scores: Sequence[Score], a: str, b: str) -> Comparison | None:
         statistics.summarise_seeds(per_seed),
         seeds,
         first.over,
+        unit=distance_unit([s for side in sides for s in side.values()]),
     )
+
+
+def distance_unit(scores: Iterable[Score]) -> str:
+    """Of HD95: 'px', 'mm' where the spacing of all cases is known, or 'px or mm'."""
+    summaries = [s.run.summaries[s.method, s.test_set] for s in scores]
+    found = {"mm" if s.get("unit_of_hd95") == "mm" else "px" for s in summaries}
+    return " or ".join(sorted(found, reverse=True)) or "px"
 
 
 def against_threshold(score: Score) -> Mapping | None:

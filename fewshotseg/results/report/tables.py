@@ -20,6 +20,7 @@ from fewshotseg.results.report.scores import (
     POOLED,
     Comparison,
     Score,
+    distance_unit,
     grouped,
     with_nan,
 )
@@ -62,7 +63,7 @@ def score_table(scores: Sequence[Score]) -> Table:
         "Mean over test cases",
         (
             *(*lead, "test set", "method", "Dice [95 % CI over cases]"),
-            *(metrics.METRICS[m].heading for m in SHOWN),
+            *_headings(scores),
             *(metric.heading for metric in POOLED.values()),
             *("n (left out)", "empty: both / ref. / pred.", "seconds"),
         ),
@@ -93,7 +94,7 @@ def class_table(scores: Sequence[Score]) -> Table:
             hd95 = words.of_metric("hd95", found["hd95"]["mean"])
             rows.append((*run, dice, hd95, str(found["dice"]["n"])))
     header = ("experiment", "labelled", "seed", "test set", "method", "class")
-    header = (*header, "Dice [95 % CI over cases]", "HD95 (px)", "n")
+    header = (*header, "Dice [95 % CI over cases]", f"HD95 ({distance_unit(scores)})", "n")
     return Table("Every class", header, tuple(rows), 6)
 
 
@@ -132,7 +133,7 @@ def seed_table(scores: Sequence[Score]) -> Table:
         "Over seeds",
         (
             *(*lead, "test set", "method", "seeds", "Dice mean \u00b1 sd", "95 % CI over seeds"),
-            *(metrics.METRICS[m].heading for m in SHOWN),
+            *_headings(scores),
             *(metric.heading for metric in POOLED.values()),
             "seconds",
         ),
@@ -162,12 +163,13 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
         for c in comparisons
     ]
     over = ", ".join(dict.fromkeys(f"{c.test_set}: {c.over}" for c in comparisons))
+    units = " or ".join(sorted({c.unit for c in comparisons}, reverse=True)) or "px"
     return Table(
         "Paired differences",
         (
             *(("experiment", "labelled") if several else ()),
             *("test set", "methods", "Dice [95 % CI over cases]", "p (Wilcoxon, Holm)"),
-            *("HD95, px [95 % CI over cases]", "n (left out)", "seeds"),
+            *(f"HD95, {units} [95 % CI over cases]", "n (left out)", "seeds"),
             "Dice, 95 % CI over seeds",
         ),
         tuple(rows),
@@ -201,7 +203,11 @@ def case_table(scores: Sequence[Score], first: str) -> Table:
     header = (
         *("case", *(("group",) if grouped else ())),
         *(f"Dice, {m}" for m in methods),
-        *(f"HD95 (px), {lead.method}", f"NSD, {lead.method}", f"empty, {lead.method}"),
+        *(
+            f"HD95 ({distance_unit([lead])}), {lead.method}",
+            f"NSD, {lead.method}",
+            f"empty, {lead.method}",
+        ),
     )
     bars = tuple(range(text_columns, text_columns + len(methods)))
     caption = f"Every test case of {lead.test_set}, the worst of {lead.method} first"
@@ -241,6 +247,13 @@ def _threshold_cells(scores: Sequence[Score]) -> tuple[str, ...]:
     mean = float(np.mean(values)) if values else math.nan
     ends = words.interval(statistics.bootstrap_interval(values, units))
     return (f"{words.number(mean)} {ends}", *blank, f"{len(ids)} ({left_out})", "", "")
+
+
+def _headings(scores: Sequence[Score]) -> tuple[str, ...]:
+    """Of `SHOWN`, with the unit that these scores have."""
+    found = {m: metrics.METRICS[m] for m in SHOWN}
+    found["hd95"] = dataclasses.replace(found["hd95"], unit=distance_unit(scores))
+    return tuple(metric.heading for metric in found.values())
 
 
 def _tolerance(scores: Sequence[Score]) -> str:

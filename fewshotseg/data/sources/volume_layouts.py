@@ -1,0 +1,155 @@
+"""Which files of a folder of volumes belong together, and what their labels mean.
+
+Three layouts: that of the Medical Segmentation Decathlon (dataset.json lists the pairs, labels are
+id -> name), that of nnU-Net v2 (`imagesTr/CASE_0000.nii.gz`, `labelsTr/CASE.nii.gz`, labels are
+name -> id), and two plain folders whose files have the same names.
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from fewshotseg.data import volume_files
+from fewshotseg.errors import InputError
+
+IMAGE_FOLDERS = ("imagesTr", "images")
+LABEL_FOLDERS = ("labelsTr", "labels", "masks")
+
+
+@dataclasses.dataclass
+class Layout:
+    """What was found.
+
+    Attributes:
+      images: path by id.
+      labels: likewise; the same ids.
+      class_names: the foreground classes, with the ids 1, 2, ...; () if nothing tells.
+      faults: message by id, of files that make no case.
+    """
+
+    images: dict[str, pathlib.Path]
+    labels: dict[str, pathlib.Path]
+    class_names: tuple[str, ...]
+    faults: dict[str, str]
+
+
+def read_folder(folder: pathlib.Path, channel: int = 0) -> Layout:
+    """The cases of a folder in one of the layouts.
+
+    Args:
+      folder: with dataset.json, or with images and labels in folders of the usual names.
+      channel: which of CASE_0000, CASE_0001, ... to read, where there are several.
+
+    Raises:
+      InputError: no such folder, none of the layouts, or a dataset.json that cannot be understood.
+    """
+    require_folder(folder, "the volumes")
+    path = folder / "dataset.json"
+    about = _read_json(path) if path.is_file() else {}
+    names = class_names_of(about["labels"], path) if "labels" in about else ()
+    if "training" in about:
+        images, labels, faults = _listed(about["training"], folder, path)
+        return Layout(images, labels, names, faults)
+    places = []
+    for kinds in (IMAGE_FOLDERS, LABEL_FOLDERS):
+        there = [folder / kind for kind in kinds if (folder / kind).is_dir()]
+        if not there:
+            raise InputError(
+                f"{folder}: has neither a dataset.json that lists cases nor a folder "
+                f"{' or '.join(kinds)}: give data.volumes.images_dir and labels_dir."
+            )
+        places.append(there[0])
+    return dataclasses.replace(pair_folders(*places, channel), class_names=names)
+
+
+def pair_folders(images: pathlib.Path, labels: pathlib.Path, channel: int = 0) -> Layout:
+    """Pairs `labels/CASE.nii.gz` with `images/CASE.nii.gz` or `images/CASE_0000.nii.gz`.
+
+    Args:
+      images: folder.
+      labels: folder.
+      channel: the number in the name of the image, where it has one.
+
+    Raises:
+      InputError: no such folders, or no volumes in one of them.
+    """
+    by_stem = []
+    for kind, folder in (("images", images), ("labels", labels)):
+        require_folder(folder, kind)
+        paths = sorted(path for path in folder.iterdir() if volume_files.is_volume(path))
+        if not paths:
+            raise InputError(f"{folder}: there are no .nii or .nii.gz files in this folder.")
+        by_stem.append({volume_files.stem_of(path): path for path in paths})
+    found, faults, pairs = by_stem, {}, {}
+    for stem, path in found[1].items():
+        names = [name for name in (stem, f"{stem}_{channel:04d}") if name in found[0]]
+        if names:
+            pairs[stem] = found[0][names[0]]
+        else:
+            faults[stem] = f"{path}: there is no image {stem} or {stem}_{channel:04d} in {images}."
+    for stem, path in found[0].items():
+        if stem not in found[1] and re.sub(r"_\d{4}$", "", stem) not in found[1]:
+            faults[stem] = f"{path}: this image has no labels in {labels}: label it or remove it."
+    return Layout(pairs, {stem: found[1][stem] for stem in pairs}, (), faults)
+
+
+def class_names_of(labels: Mapping[str, Any], path: pathlib.Path) -> tuple[str, ...]:
+    """The foreground classes of the `labels` of a dataset.json, either way round.
+
+    Raises:
+      InputError: regions of several ids, an ignore label, ids with gaps, or no background.
+    """
+    try:
+        if all(str(key).isdigit() for key in labels):
+            by_id = {int(key): str(name) for key, name in labels.items()}
+        else:
+            by_id = {int(number): str(name) for name, number in labels.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: the labels are {labels!r}: give one number for every class; regions of several "
+            "numbers are not read."
+        ) from error
+    if sorted(by_id) != list(range(len(labels))) or len(by_id) < 2 or "ignore" in by_id.values():
+        raise InputError(
+            f"{path}: the labels are {labels!r}: number them 0 (background), 1, 2, ... without gaps, "
+            "and without an ignore label."
+        )
+    return tuple(by_id[number] for number in range(1, len(by_id)))
+
+
+def require_folder(folder: pathlib.Path, holds: str) -> None:
+    """Raises an `InputError` where there is no such folder."""
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.is_file() else "there is no such folder"
+        raise InputError(f"{folder}: {what}: give the folder that holds {holds}.")
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error}): mend it.") from error
+    if not isinstance(about, dict):
+        raise InputError(f"{path}: holds no JSON object: mend it, or remove it.")
+    return about
+
+
+def _listed(training, folder, path):
+    images, labels, faults = {}, {}, {}
+    try:
+        pairs = [(folder / pair["image"], folder / pair["label"]) for pair in training]
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: 'training' is no list of {{'image': FILE, 'label': FILE}}: mend it."
+        ) from error
+    for image, label in pairs:
+        case_id = volume_files.stem_of(image)
+        missing = [file for file in (image, label) if not file.is_file()]
+        if missing:
+            faults[case_id] = f"{missing[0]}: is listed in {path.name}, but there is no such file."
+        else:
+            images[case_id], labels[case_id] = image, label
+    return images, labels, faults

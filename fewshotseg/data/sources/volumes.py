@@ -1,0 +1,147 @@
+"""Labelled volumes of a user: NIfTI files in a folder; `volume_layouts` says what fits what."""
+
+import dataclasses
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+
+from fewshotseg.data import volume_files
+from fewshotseg.data.sources import volume_layouts
+from fewshotseg.data.split_files import read_ids, resolve_ids
+from fewshotseg.errors import InputError
+from fewshotseg.types import Case
+
+
+class VolumeSource:
+    """A `CaseSource` of NIfTI files.
+
+    Construction lists the files, pairs them and compares their headers; voxels are read by `load`.
+
+    Args:
+      folder: in a layout of `volume_layouts`; '' where the next two are given.
+      images_dir: folder of images, in place of `folder`.
+      labels_dir: folder of label maps of the same names.
+      class_names: the foreground classes; () for those of dataset.json.
+      name: of the data set.
+      channel: see `volume_layouts.read_folder`.
+      window: see `volume_files.GreyValues`.
+      percentiles: likewise.
+      include: text file of the ids to use, one a line; '' for all.
+      group_pattern: regular expression searched in each id; its first group (else the whole match) is
+        the patient. '' for none.
+      minimum_cases: fewer than this many are refused.
+      strict: raise a fault at construction; otherwise all are kept in `faults`.
+
+    Attributes:
+      root: the folder that holds all files: what a message may leave out.
+      faults: message by id; empty if `strict`.
+
+    Raises:
+      InputError: missing folder, no cases, an image without labels or the reverse, a file that is no
+        volume of three axes, labels on another grid than their image, or no names of classes.
+    """
+
+    def __init__(
+        self,
+        folder: str = "",
+        images_dir: str = "",
+        labels_dir: str = "",
+        class_names: Sequence[str] = (),
+        name: str = "volumes",
+        *,
+        channel: int = 0,
+        window: Sequence[float] = (0.0, 0.0),
+        percentiles: Sequence[float] = (0.5, 99.5),
+        include: str = "",
+        group_pattern: str = "",
+        minimum_cases: int = 4,
+        strict: bool = True,
+    ):
+        self.name, self.official_splits = name, {}
+        self._grey = volume_files.GreyValues(tuple(window), tuple(percentiles))
+        if folder:
+            place = pathlib.Path(folder).expanduser()
+            found, self.root = volume_layouts.read_folder(place, channel), place
+        elif images_dir and labels_dir:
+            place, labels = (pathlib.Path(d).expanduser() for d in (images_dir, labels_dir))
+            found = volume_layouts.pair_folders(place, labels, channel)
+            self.root = pathlib.Path(os.path.commonpath([place.absolute(), labels.absolute()]))
+        else:
+            raise InputError(
+                "data.volumes.folder is empty: give --config.data.volumes.folder=FOLDER, or images_dir "
+                "and labels_dir."
+            )
+        self.class_names = tuple(class_names) or found.class_names
+        if not self.class_names:
+            raise InputError(
+                "data.volumes.class_names is (), and no dataset.json names the classes: give "
+                "--config.data.volumes.class_names=\"('NAME','NAME')\" for the labels 1, 2."
+            )
+        self._images, self._labels, self.faults = found.images, found.labels, found.faults
+        ids = tuple(sorted(self._images))
+        if include:
+            ids = tuple(sorted(resolve_ids(read_ids(include), ids, include)))
+            self.faults = {}
+        self.ids = ids
+        for case_id in self.ids:
+            try:
+                volume_files.check_same_grid(self._images[case_id], self._labels[case_id])
+            except InputError as error:
+                self.faults[case_id] = str(error)
+        if strict:
+            self._raise_faults()
+        if len(self.ids) < minimum_cases and not self.faults:
+            raise InputError(
+                f"{place}: {len(self.ids)} labelled volumes found, but at least {minimum_cases} are "
+                "needed: label more."
+            )
+        self._groups = _groups(group_pattern, self.ids)
+
+    def load(self, case_id: str) -> Case:
+        """Reads one case: image float32 `[D, H, W, 1]` in [0, 255], mask uint8 `[D, H, W]`.
+
+        Raises:
+          InputError: unknown id, unreadable file, NaN, another grid, or labels that are no class ids.
+        """
+        if case_id not in self.ids:
+            resolve_ids([case_id], self.ids, f"data set {self.name!r}")
+        image_path, label_path = self._images[case_id], self._labels[case_id]
+        volume_files.check_same_grid(image_path, label_path)
+        image, label = volume_files.read_volume(image_path), volume_files.read_volume(label_path)
+        # The labels' own affine may differ a little, and lie on the other side of 45 degrees.
+        stored = label.orientation.to_stored(label.values)
+        label = dataclasses.replace(label, values=image.orientation.to_canonical(stored))
+        return Case(
+            id=case_id,
+            image=self._grey(image.values)[..., None],
+            mask=volume_files.to_class_ids(label, len(self.class_names), label_path),
+            group=self._groups.get(case_id, ""),
+            spacing=image.spacing,
+            affine=image.affine,
+        )
+
+    def _raise_faults(self) -> None:
+        if self.faults:
+            more = f" (Files with faults: {len(self.faults)}; --mode=check lists them.)"
+            raise InputError(next(iter(self.faults.values())) + more * (len(self.faults) > 1))
+
+
+def _groups(pattern: str, ids: Sequence[str]) -> Mapping[str, str]:
+    """The patient of every id that a pattern finds one in."""
+    if not pattern:
+        return {}
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise InputError(
+            f"data.volumes.group_pattern is {pattern!r}, which is no regular expression: {error}."
+        ) from error
+    found = {case_id: match for case_id in ids if (match := compiled.search(case_id))}
+    groups = {i: match[1 if match.groups() else 0] or "" for i, match in found.items()}
+    if not any(groups.values()):
+        raise InputError(
+            f"data.volumes.group_pattern is {pattern!r}, which matches none of the {len(ids)} ids, for "
+            f"example {', '.join(ids[:2])}: correct the pattern."
+        )
+    return groups

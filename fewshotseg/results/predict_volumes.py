@@ -1,0 +1,160 @@
+"""NIfTI files to label maps that lie exactly on them."""
+
+import io
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fewshotseg import figures, files
+from fewshotseg.data import canvas, image_files, volume_files
+from fewshotseg.errors import InputError
+from fewshotseg.results.predict_files import manifest, open_output
+from fewshotseg.results.predictor import Predictor, probabilities_of
+
+_TABLE, _MANIFEST = "volumes.csv", "manifest.json"
+_COLUMNS = (
+    "file",
+    "class",
+    "voxels",
+    "volume_ml",
+    "share_of_image",
+    "depth",
+    "height",
+    "width",
+    "spacing_mm",
+    "seconds",
+    "mask",
+    "error",
+)
+
+
+def predict_volumes(
+    predictor: Predictor,
+    input_path: str | pathlib.Path,
+    output_dir: str | pathlib.Path,
+    *,
+    overlays: bool = True,
+    probabilities: bool = False,
+    log: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
+    """Segments a NIfTI file, or all of them in a folder and its subfolders, one at a time.
+
+    Writes, under `output_dir`:
+      masks/NAME: class ids, uint8, with the axes, affine and header of the input, called like it.
+      overlays/NAME.png, if wanted: outlines on three planes, for looking at and not for measuring.
+      probabilities/NAME.npy, if wanted: float32 `[X, Y, Z, K]` in the input's order of axes.
+      volumes.csv: a row per file and class, with voxels and millilitres; a file that cannot be read
+        gets a row whose `error` says why.
+      manifest.json: which model, which versions, how many files, and the seconds of every stage.
+
+    Predicting again into the same folder replaces what belongs to the same files.
+
+    Args:
+      predictor: a model of volumes.
+      input_path: a file or a folder.
+      output_dir: made if missing.
+      overlays: whether to draw them.
+      probabilities: whether to write them.
+      log: receives lines for people.
+
+    Returns:
+      This call's rows of volumes.csv, as dicts.
+
+    Raises:
+      InputError: no volumes there, an output folder that is in the input folder or that holds masks
+        from elsewhere, a full disk, or a prediction that is not finite.
+    """
+    input_path, output_dir = pathlib.Path(input_path), pathlib.Path(output_dir)
+    paths, root = _list_files(input_path)
+    earlier = open_output(
+        output_dir, root, is_folder=input_path.is_dir(), table_name=_TABLE, columns=_COLUMNS
+    )
+    rows: list[dict[str, Any]] = []
+    spent = dict.fromkeys(("reading", "segmenting", "writing"), 0.0)
+    started = time.perf_counter()
+    try:
+        for path in paths:
+            key = path.relative_to(root).as_posix()
+            try:
+                rows += _predict_one(
+                    predictor, path, key, output_dir, overlays, probabilities, spent
+                )
+            except _Unreadable as fault:
+                rows.append({**dict.fromkeys(_COLUMNS, ""), "file": key, "error": str(fault)})
+                log(str(fault))
+    finally:  # an interrupted run still accounts for the masks that it wrote
+        new = {row["file"] for row in rows}
+        kept = [row for row in earlier if row["file"] not in new]
+        files.write_rows(output_dir / _TABLE, kept + rows, _COLUMNS)
+    done = len({row["file"] for row in rows if not row["error"]})
+    total = time.perf_counter() - started
+    about = manifest(predictor, done, len(paths) - done, total, spent)
+    files.write_json(output_dir / _MANIFEST, about)
+    log(
+        f"{done} of {len(paths)} volumes in {total:.1f} s, with compilation. Masks hold class ids, and "
+        "lie on their images."
+    )
+    return rows
+
+
+class _Unreadable(InputError):
+    """A file that gets a row with an error, in place of ending everything."""
+
+
+def _list_files(input_path: pathlib.Path) -> tuple[list[pathlib.Path], pathlib.Path]:
+    if input_path.is_file():
+        return [input_path], input_path.parent
+    if not input_path.is_dir():
+        raise InputError(f"{input_path}: there is no such file or folder. Check --input.")
+    found = sorted(path for path in input_path.rglob("*") if volume_files.is_volume(path))
+    if not found:
+        pictures = [p for p in input_path.rglob("*") if p.suffix in image_files.EXTENSIONS]
+        why = "; the model segments volumes, not pictures" if pictures else ""
+        raise InputError(
+            f"{input_path}: there are no .nii or .nii.gz files in this folder{why}. Check --input."
+        )
+    return found, input_path
+
+
+def _predict_one(predictor, path, key, folder, overlays, wants_probabilities, spent):
+    """Rows of one file."""
+    started = time.perf_counter()
+    try:
+        volume = volume_files.read_volume(path)
+    except InputError as error:
+        raise _Unreadable(str(error)) from error
+    image = predictor.grey_values(volume.values)[..., None]
+    read = time.perf_counter()
+    (found,) = probabilities_of(predictor, [image], [key], 1)
+    mask = canvas.probabilities_to_mask(found, predictor.threshold)
+    segmented = time.perf_counter()
+    volume_files.write_labels(folder / "masks" / key, mask, volume)
+    if overlays:
+        figures.save_overlay(
+            image, mask, folder / "overlays" / f"{key}.png", spacing=volume.spacing
+        )
+    if wants_probabilities:
+        buffer = io.BytesIO()
+        np.save(buffer, volume.orientation.to_stored(found))
+        files.write_bytes(folder / "probabilities" / f"{key}.npy", buffer.getvalue())
+    ends = (started, read, segmented, time.perf_counter())
+    for stage, a, b in zip(spent, ends[:-1], ends[1:], strict=True):
+        spent[stage] += b - a
+    return _rows(key, mask, volume, predictor.class_names, ends[-1] - ends[0])
+
+
+def _rows(key, mask, volume, class_names: Sequence[str], seconds) -> list[dict[str, Any]]:
+    millilitres = abs(np.linalg.det(volume.affine[:3, :3])) / 1000.0  # of a voxel
+    spacing = " x ".join(f"{step:g}" for step in volume.spacing)
+    rows = []
+    for class_id, name in enumerate(class_names, start=1):
+        voxels = int(np.count_nonzero(mask == class_id))
+        values = (
+            *(key, name, voxels, round(voxels * millilitres, 6), round(voxels / mask.size, 6)),
+            *(*mask.shape, spacing, round(seconds, 4), f"masks/{key}", ""),
+        )
+        rows.append(dict(zip(_COLUMNS, values, strict=True)))
+    return rows

@@ -1,0 +1,122 @@
+"""Folders of volumes in their layouts, and what is wrong with them."""
+
+import json
+
+import numpy as np
+import pytest
+import volumes as files
+
+from fewshotseg.data.sources import volume_layouts
+from fewshotseg.data.sources.volumes import VolumeSource
+from fewshotseg.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def decathlon(tmp_path_factory):
+    return files.write_decathlon(tmp_path_factory.mktemp("decathlon"))
+
+
+def test_the_decathlon(decathlon):
+    source = VolumeSource(str(decathlon))
+    assert source.class_names == files.NAMES and len(source.ids) == 5
+    case = source.load("ball_001")
+    image, label = files.make_ball(1)
+    assert case.image.shape == (10, 14, 12, 1) and case.image.dtype == np.float32
+    assert case.image.min() == 0 and case.image.max() == 255
+    np.testing.assert_array_equal(case.mask, label.transpose(2, 1, 0)[:, ::-1, ::-1])
+    assert case.spacing == (2.0, 1.5, 1.0)
+    # Voxel (0, 0, 0) of the canonical array is the patient's right, front, foot corner.
+    np.testing.assert_array_equal(case.affine @ [0, 0, 0, 1], [11, 19.5, 0, 1])
+
+
+def test_nnunet_names_and_plain_folders_give_the_same_cases(decathlon, tmp_path):
+    reference = VolumeSource(str(decathlon)).load("ball_002")
+    nnunet = VolumeSource(str(files.write_nnunet(tmp_path)))
+    plain = VolumeSource(
+        images_dir=str(decathlon / "imagesTr"), labels_dir=str(decathlon / "labelsTr"),
+        class_names=files.NAMES,
+    )  # fmt: skip
+    for source in (nnunet, plain):
+        assert source.class_names == files.NAMES and len(source.ids) == 5
+        np.testing.assert_array_equal(source.load("ball_002").image, reference.image)
+        np.testing.assert_array_equal(source.load("ball_002").mask, reference.mask)
+    second = VolumeSource(str(tmp_path), channel=1).load("ball_002")
+    np.testing.assert_allclose(second.image, 255 - reference.image, atol=1e-3)
+
+
+def test_labels_on_an_affine_that_is_nearly_that_of_the_image(tmp_path):
+    """Around 45 degrees, rounding may put two files of one grid on different orders."""
+    image, label = files.make_ball(0)
+    for kind, array, turn in (("images", image, 44.9999), ("labels", label, 45.0001)):
+        angle = np.deg2rad(turn)
+        affine = np.eye(4)
+        affine[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        for name in "abcd":
+            files.save(tmp_path / kind / f"{name}.nii.gz", array, affine)
+    case = VolumeSource(str(tmp_path), class_names=files.NAMES).load("a")
+    assert case.mask.shape == case.image.shape[:-1]
+    assert case.image[case.mask > 0].min() > np.median(case.image)
+
+
+def test_groups_and_lists(decathlon, tmp_path):
+    (tmp_path / "few.txt").write_text("ball_000\nball_001\nball_002\nball_003\n")
+    source = VolumeSource(
+        str(decathlon), include=str(tmp_path / "few.txt"), group_pattern=r"_0+(\d)"
+    )
+    assert source.ids == tuple(f"ball_{i:03d}" for i in range(4))
+    assert source.load("ball_003").group == "3"
+    with pytest.raises(InputError, match="matches none"):
+        VolumeSource(str(decathlon), group_pattern="patient")
+
+
+def test_faults_are_one_sentence_and_all_are_kept(tmp_path):
+    root = files.write_decathlon(tmp_path)
+    image, label = files.make_ball(0)
+    files.save(root / "labelsTr" / "ball_000.nii.gz", label[:-1])
+    files.save(root / "imagesTr" / "ball_001.nii.gz", np.stack([image] * 3, -1))
+    (root / "labelsTr" / "ball_002.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"no such file.*Files with faults: 3; --mode=check"):
+        VolumeSource(str(root))
+    faults = VolumeSource(str(root), strict=False).faults
+    assert "voxels" in faults["ball_000"] and "4 axes" in faults["ball_001"]
+    assert "is listed in dataset.json" in faults["ball_002"]
+    with pytest.raises(InputError, match="voxels"):
+        VolumeSource(str(root), strict=False).load("ball_000")
+
+
+def test_unpaired_files(tmp_path):
+    image, label = files.make_ball(0)
+    for name in ("a", "b_0000"):
+        files.save(tmp_path / "images" / f"{name}.nii", image)
+    for name in ("b", "c"):
+        files.save(tmp_path / "labels" / f"{name}.nii", label)
+    found = volume_layouts.read_folder(tmp_path)
+    assert list(found.images) == ["b"] and "no labels" in found.faults["a"]
+    assert "there is no image c or c_0000" in found.faults["c"]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [{"background": 0, "whole": [1, 2]}, {"background": 0, "a": 1, "b": 3}, {"0": "background"},
+     {"background": 0, "a": 1, "ignore": 2}, {"lesion": 1}],
+)  # fmt: skip
+def test_labels_that_cannot_be_read_so_far(tmp_path, labels):
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    with pytest.raises(InputError, match="dataset.json: the labels are"):
+        volume_layouts.read_folder(tmp_path)
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(InputError, match="data.volumes.folder is empty"):
+        VolumeSource()
+    with pytest.raises(InputError, match="no such folder"):
+        VolumeSource(str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="neither a dataset.json.*images_dir"):
+        VolumeSource(str(tmp_path))
+    image, label = files.make_ball(0)
+    files.save(tmp_path / "images" / "a.nii", image)
+    files.save(tmp_path / "labels" / "a.nii", label)
+    with pytest.raises(InputError, match="no dataset.json names the classes"):
+        VolumeSource(str(tmp_path))
+    with pytest.raises(InputError, match="1 labelled volumes found, but at least 4"):
+        VolumeSource(str(tmp_path), class_names=files.NAMES)

@@ -1,0 +1,120 @@
+"""Volumes in, label maps out, with a network whose answer is known, and a reader of another library."""
+
+import csv
+import json
+import warnings
+
+import nibabel
+import numpy as np
+import pytest
+import volumes
+
+from fewshotseg.data.sources.volumes import VolumeSource
+from fewshotseg.data.volume_files import GreyValues
+from fewshotseg.errors import InputError
+from fewshotseg.results.evaluate import evaluate
+from fewshotseg.results.predict_volumes import predict_volumes
+from fewshotseg.results.predictor import Predictor, with_flips
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # of its SWIG types
+    import SimpleITK
+
+AFFINE = np.array([[0, 0, 2.5, -30], [-0.7, 0.05, 0, 12], [0.05, 0.7, 0, 5], [0, 0, 0, 1.0]])
+
+
+def make_predictor(size=(16, 16, 16), function=None):
+    """Bright is foreground, half of the window and above."""
+
+    def bright(images):
+        return (images + 1) / 2
+
+    return Predictor(
+        function or bright, size, 1, ("ball",), 0.5, "test", grey_values=GreyValues((0.0, 100.0))
+    )
+
+
+def make_box():
+    """Stored [X, Y, Z]; a bright box that is symmetric along no axis."""
+    image = np.zeros((16, 16, 16), np.int16)
+    image[2:7, 4:6, 9:15] = 100
+    return image
+
+
+def predict(source, target, predictor=None, **options):
+    said = []
+    rows = predict_volumes(
+        predictor or make_predictor(), source, target, log=said.append, **options
+    )
+    return rows, said
+
+
+def test_masks_lie_on_their_images_for_another_reader(tmp_path):
+    path = volumes.save(tmp_path / "in" / "sub" / "a.nii.gz", make_box(), AFFINE)
+    rows, said = predict(tmp_path / "in", tmp_path / "out", probabilities=True)
+    written = tmp_path / "out" / "masks" / "sub" / "a.nii.gz"
+    first, second = (SimpleITK.ReadImage(str(p)) for p in (path, written))
+    for get in ("GetOrigin", "GetSpacing", "GetDirection", "GetSize"):
+        np.testing.assert_allclose(getattr(second, get)(), getattr(first, get)(), atol=1e-6)
+    a, b = map(SimpleITK.GetArrayFromImage, (first, second))
+    np.testing.assert_array_equal(b, a // 100)
+    np.testing.assert_allclose(nibabel.load(written).affine, AFFINE, atol=1e-6)
+    (row,) = rows
+    voxel = abs(np.linalg.det(AFFINE[:3, :3]))
+    assert row["voxels"] == 60 and row["volume_ml"] == pytest.approx(60 * voxel / 1000, abs=1e-6)
+    assert row["mask"] == "masks/sub/a.nii.gz" and "1 of 1 volumes" in said[-1]
+    probabilities = np.load(tmp_path / "out" / "probabilities" / "sub" / "a.nii.gz.npy")
+    np.testing.assert_allclose(probabilities[..., 0], make_box() / 100, atol=1e-6)
+    assert (tmp_path / "out" / "overlays" / "sub" / "a.nii.gz.png").is_file()
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["network_size"] == [16] * 3
+
+
+def test_sizes_and_what_cannot_be_read(tmp_path):
+    volumes.save(tmp_path / "in" / "a.nii", np.full((5, 9, 7), 80, np.float32))
+    volumes.save(tmp_path / "in" / "b.nii", np.zeros((5, 9, 7, 2), np.float32))
+    rows, said = predict(tmp_path / "in", tmp_path / "out", overlays=False)
+    assert rows[0]["voxels"] == 5 * 9 * 7 and rows[0]["share_of_image"] == 1
+    assert (rows[0]["depth"], rows[0]["height"], rows[0]["width"]) == (7, 9, 5)
+    assert "4 axes" in rows[1]["error"] and "4 axes" in said[0]
+    with open(tmp_path / "out" / "volumes.csv", newline="") as file:
+        assert [row["file"] for row in csv.DictReader(file)] == ["a.nii", "b.nii"]
+    again, _ = predict(tmp_path / "in" / "a.nii", tmp_path / "out", overlays=False)
+    with open(tmp_path / "out" / "volumes.csv", newline="") as file:
+        assert [row["file"] for row in csv.DictReader(file)] == ["b.nii", "a.nii"]
+    with pytest.raises(InputError, match="output folder is in the input folder"):
+        predict(tmp_path / "in", tmp_path / "in" / "out")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(b"")
+    with pytest.raises(InputError, match="no .nii.*volumes, not pictures"):
+        predict(tmp_path / "pictures", tmp_path / "out2")
+
+
+def test_flips_are_eight():
+    seen = []
+
+    def corner(images):
+        seen.append(images)
+        return images
+
+    image = np.random.default_rng(0).normal(size=(1, 4, 4, 4, 1)).astype(np.float32)
+    flipped = with_flips(make_predictor((4, 4, 4), corner))
+    np.testing.assert_allclose(flipped.predict_probabilities(image), image, atol=1e-6)
+    assert len({s.tobytes() for s in seen}) == 8 and "eight flips" in flipped.source
+
+
+def test_distances_are_in_mm(tmp_path):
+    """A prediction that is one slice off in 2 mm steps: HD95 is 2, in mm."""
+    for name in "abcd":
+        volumes.save(tmp_path / "images" / f"{name}.nii", make_box())
+        label = np.roll(make_box() // 100, 1, axis=2).astype(np.uint8)  # 2 mm
+        volumes.save(tmp_path / "labels" / f"{name}.nii", label)
+    source = VolumeSource(str(tmp_path), class_names=("ball",))
+    summary = evaluate(make_predictor(), source, ["a", "b"], tmp_path / "out", batch_size=2)
+    assert summary["mean"]["hd95"]["mean"] == 2.0 and summary["unit_of_hd95"] == "mm"
+    assert summary["mean"]["dice"]["mean"] == pytest.approx(5 / 6)
+    row = json.loads((tmp_path / "out" / "cases.json").read_text())[0]
+    assert (row["depth"], row["height"], row["width"]) == (16, 16, 16)
+    assert len(list((tmp_path / "out" / "examples").glob("*.png"))) == len(summary["examples"])
+    # The tolerance counts in mm too: 1 % of the diagonal is 0.4 mm, 6 % are 2.6 mm.
+    loose = evaluate(make_predictor(), source, ["a"], tmp_path / "b", nsd_tolerance=0.06)
+    assert loose["mean"]["nsd"]["mean"] == 1.0 > summary["mean"]["nsd"]["mean"]
