@@ -238,11 +238,10 @@ def test_predict_keeps_sizes_and_reports_what_it_cannot_read(finished, capsys, t
     assert len(list((tmp_path / "o2" / "masks").iterdir())) == 2
 
 
-def test_what_is_exported_predicts_as_the_run(finished, cache, tmp_path):
+def test_what_is_exported_predicts_as_the_run(finished, tmp_path):
     output = tmp_path / "model"
     runs = f"{finished[0]},{finished[0]}/real_only"  # the mean of two of its models
-    done = run(finished[0], cache, "--mode=export", f"--output={output}", f"--workdir={runs}")
-    assert done.returncode == 0, done.stderr
+    cli.main(["run.py", *arguments(runs, "--mode=export", f"--output={output}")])
     image = np.random.default_rng(0).integers(0, 256, (41, 53, 3), np.uint8)
     exported = jax_export.deserialize(bytearray((output / "model.stablehlo").read_bytes()))
     predictor = trained.load_ensemble(runs.split(","))
@@ -255,11 +254,9 @@ def test_what_is_exported_predicts_as_the_run(finished, cache, tmp_path):
     assert str(finished[0].parent) not in about  # nor where it was trained
 
 
-def test_serve_answers_and_ends_with_ctrl_c(finished, cache):
-    arguments = [*command(finished[0], cache), "--mode=serve"]
-    with subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, text=True, env=environment()
-    ) as server:
+def test_serve_answers_and_ends_with_ctrl_c(finished, environment):
+    serving = command(finished[0], "--mode=serve")
+    with subprocess.Popen(serving, stdout=subprocess.PIPE, text=True, env=environment) as server:
         address = next(line for line in iter(server.stdout.readline, "") if "token=" in line)
         with httpx.Client(follow_redirects=True) as client:
             base = httpx.URL(address.split()[-1])
