@@ -8,7 +8,7 @@ import pytest
 
 from configs import default, demo
 from fewshotseg.errors import InputError
-from fewshotseg.training import config_check, optimizers
+from fewshotseg.training import config_check, config_tables, optimizers
 
 NAMES = sorted(p.stem for p in (pathlib.Path(__file__).parents[2] / "configs").glob("[!_]*.py"))
 
@@ -29,20 +29,20 @@ def is_number(value):
 def test_every_number_has_exactly_one_row(name):
     for field, value in config_check.leaves(load(name)):
         found = [
-            *config_check.rows(config_check.BOUNDS, field),
-            *config_check.rows(config_check.NUMBER_CHOICES, field),
+            *config_check.rows(config_tables.BOUNDS, field),
+            *config_check.rows(config_tables.NUMBER_CHOICES, field),
         ]
         if is_number(value):
             assert len(found) == 1, f"{field}: give it one row of BOUNDS, it has {found}"
         else:
-            assert not config_check.rows(config_check.BOUNDS, field), f"{field} is no number"
+            assert not config_check.rows(config_tables.BOUNDS, field), f"{field} is no number"
 
 
 def test_a_new_number_would_be_missed():
     config = default.get_config()
     with config.unlocked():
         config.train.patience = 3
-    assert not config_check.rows(config_check.BOUNDS, "train.patience")
+    assert not config_check.rows(config_tables.BOUNDS, "train.patience")
     assert ("train.patience", 3) in list(config_check.leaves(config))
 
 
@@ -56,15 +56,15 @@ def test_every_row_is_about_some_field(table):
 def test_every_choice_has_at_most_one_row():
     for name in NAMES:
         for field, _ in config_check.leaves(load(name)):
-            assert len(config_check.rows(config_check.CHOICES, field)) <= 1, field
+            assert len(config_check.rows(config_tables.CHOICES, field)) <= 1, field
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_the_optimizers_offered_exist(name, schedule):
     optimizers.create_optimizer(name, 0.1, 10, schedule=schedule)
-    assert name in config_check.CHOICES["*optim.name"]
-    assert schedule in config_check.CHOICES["*optim.schedule"]
+    assert name in config_tables.CHOICES["*optim.name"]
+    assert schedule in config_tables.CHOICES["*optim.schedule"]
 
 
 NONSENSE = [
@@ -145,9 +145,9 @@ def test_an_outer_loop_moves_something_that_matters():
 
 
 def test_a_bound_says_what_it_allows():
-    assert str(config_check.at_least(1)) == "at least 1"
-    assert str(config_check.above(0)) == "a number above 0"
-    assert str(config_check.between(0, 1)) == "a number between 0 and 1"
-    open_ends = config_check.between(0, 1, open_low=True, open_high=True)
+    assert str(config_tables.at_least(1)) == "at least 1"
+    assert str(config_tables.above(0)) == "a number above 0"
+    assert str(config_tables.between(0, 1)) == "a number between 0 and 1"
+    open_ends = config_tables.between(0, 1, open_low=True, open_high=True)
     assert str(open_ends) == "a number between 0 (left out) and 1 (left out)"
     assert not open_ends.holds(0) and not open_ends.holds(1) and open_ends.holds(0.5)
