@@ -81,7 +81,8 @@ def test_losing_a_process_ends_the_run_and_one_process_can_finish_it(victim, env
     log = workdir / "real_only" / "log.jsonl"
     deadline = time.monotonic() + 600
     while not (log.exists() and len(summaries.read_log(log)) > 5):
-        assert time.monotonic() < deadline, started[0][1].read_text()
+        for process, output in started:
+            assert process.poll() is None and time.monotonic() < deadline, output.read_text()
         time.sleep(0.05)
     started[victim][0].send_signal(signal.SIGKILL)
     started[victim][0].wait()
