@@ -147,9 +147,9 @@ class Recorder:
         if self._stage.use is None:
             return {}
         used = self._stage.use(state.theta)
-        weights = {f"architecture/{side}": w for side, w in used["architecture"].items()}
+        sides = used["architecture"] if "architecture" in state.theta else {}
         others = {f"outer/{name}": used[name] for name in state.theta if name != "architecture"}
-        return {**weights, **others}
+        return {**{f"architecture/{side}": w for side, w in sides.items()}, **others}
 
     def _candidate(self, state, dice, step):
         """The model to predict with, and what a later command may want to draw with."""
