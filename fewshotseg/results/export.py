@@ -55,17 +55,28 @@ def export_model(
     (output_dir / "model.json").unlink(missing_ok=True)  # it says that everything is in place
     names = ["model.stablehlo"]
     files.write_bytes(output_dir / names[0], stablehlo(predictor))
-    if importlib.util.find_spec("onnx"):
-        from fewshotseg.results import onnx_export  # slow to import
-
+    data, reason = _try_onnx(predictor)
+    if data:
         names.append("model.onnx")
-        files.write_bytes(output_dir / names[-1], onnx_export.onnx_file(predictor))
+        files.write_bytes(output_dir / names[-1], data)
     else:
         (output_dir / "model.onnx").unlink(missing_ok=True)
-        log("No model.onnx: pip install 'fewshotseg[onnx]' and export again, if you need it.")
+        log(f"No model.onnx: {reason}")
     files.write_bytes(output_dir / _SCRIPT.name, _SCRIPT.read_bytes())
     files.write_json(output_dir / "model.json", {**interface(predictor), "files": names, **about})
     return output_dir
+
+
+def _try_onnx(predictor: Predictor) -> tuple[bytes, str]:
+    """The file, or no bytes and why."""
+    if importlib.util.find_spec("onnx") is None:
+        return b"", "pip install 'fewshotseg[onnx]' and export again, if you need it."
+    from fewshotseg.results import onnx_export  # slow to import
+
+    try:
+        return onnx_export.onnx_file(predictor), ""
+    except InputError as error:
+        return b"", str(error)
 
 
 def stablehlo(predictor: Predictor) -> bytes:

@@ -54,9 +54,7 @@ class Guard:
         token = request.query_params.get("token")
         if refusal and not self._bad_host(request) and scope["method"] == "GET" and token:
             if hmac.compare_digest(token.encode(), self.token.encode()):
-                response = RedirectResponse(
-                    "/", 303
-                )  # without the token, which would stay in the history
+                response = RedirectResponse("/", 303)  # the history keeps no token
                 response.set_cookie(
                     self._cookie, self._session, httponly=True, samesite="strict", path="/"
                 )
@@ -72,9 +70,7 @@ class Guard:
             return "This server does not answer to that name."
         cookie = request.cookies.get(self._cookie, "")
         if not hmac.compare_digest(cookie.encode(), self._session.encode()):
-            return (
-                "Open the address that was printed when the server started: it has a token in it."
-            )
+            return "Open the address that was printed at the start: it has a token in it."
         if request.scope["type"] == "websocket" or request.scope["method"] not in ("GET", "HEAD"):
             origin = urlsplit(request.headers.get("origin", ""))
             if origin.scheme not in ("http", "https") or origin.netloc != request.headers["host"]:
@@ -92,9 +88,8 @@ class Guard:
 
 
 def _headers(host: str) -> Mapping[str, str]:
-    sockets = (
-        f"; connect-src 'self' ws://{host}" if host else ""
-    )  # not every browser counts it as 'self'
+    # Not every browser counts a WebSocket as 'self'.
+    sockets = f"; connect-src 'self' ws://{host}" if host else ""
     return {
         "Content-Security-Policy": f"default-src 'self'{sockets}; base-uri 'none'; form-action 'none'; "
         "frame-ancestors 'none'; object-src 'none'",

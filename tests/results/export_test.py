@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import onnxruntime
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 from fewshotseg.errors import InputError
 from fewshotseg.results import export, onnx_export
 from fewshotseg.results.predictor import (
+    Predictor,
     create_network,
     create_predictor,
     probabilities_of,
@@ -112,6 +114,17 @@ def test_the_folder_predicts_by_itself(predictor, runs_on, tmp_path, monkeypatch
         np.testing.assert_array_equal(np.asarray(mask), scale * wanted)
     areas = [f"{n} {(wanted == i).sum()} px" for i, n in enumerate(predictor.class_names, 1)]
     assert done.stdout == f"a.png: {', '.join(areas)}\n"
+
+
+def test_without_a_translation_there_is_still_the_rest(tmp_path):
+    predictor = Predictor(
+        None, 8, 3, ("lesion",), 0.5, "test", network=lambda x: jnp.sort(x, 1)[..., :1]
+    )
+    lines = []
+    (tmp_path / "model.onnx").write_bytes(b"of an earlier export")
+    export.export_model(predictor, tmp_path, {}, lines.append)
+    assert json.loads((tmp_path / "model.json").read_text())["files"] == ["model.stablehlo"]
+    assert not (tmp_path / "model.onnx").exists() and "'sort', which is not" in lines[0]
 
 
 def test_a_model_without_a_network_is_refused(predictor, tmp_path):

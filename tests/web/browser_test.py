@@ -116,6 +116,29 @@ def test_a_picture_is_chosen_looked_at_and_saved(visit, site, tmp_path):
     page.locator("#area", has_text=f"{fewer / 4:.1f} mm²").wait_for()
 
 
+GIVEN = """async ([kind, width]) => {
+  const canvas = new OffscreenCanvas(width, 30);
+  const context = canvas.getContext("2d");
+  context.fillRect(0, 0, width, 30);
+  context.fillStyle = "white";
+  context.fillRect(0, 0, width / 2, 30);
+  const data = new DataTransfer();
+  data.items.add(new File([await canvas.convertToBlob()], "given.png", { type: "image/png" }));
+  const target = document.getElementById("stage");
+  target.dispatchEvent(kind === "paste"
+    ? new ClipboardEvent("paste", { clipboardData: data, bubbles: true })
+    : new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+}"""
+
+
+@pytest.mark.parametrize("kind, width", [("paste", 40), ("drop", 48)])
+def test_a_picture_is_pasted_or_dropped(kind, width, visit, site):
+    page = visit(site)
+    page.evaluate(GIVEN, [kind, width])
+    _wait_for_area(page, 30 * width // 2)
+    assert page.inner_text("#size") == f"{width} × 30"
+
+
 def _pixels(page):
     with Image.open(io.BytesIO(page.locator("#view").screenshot())) as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)
