@@ -59,9 +59,9 @@ def segmentation_loss(logits: jax.Array, masks: jax.Array, overlap: str = "dice"
         probabilities = jax.nn.sigmoid(logits)
     else:
         targets = one_hot_foreground(masks, num_outputs)
-        cross_entropy = optax.softmax_cross_entropy_with_integer_labels(
-            logits, masks.astype(jnp.int32)
-        )
+        # By a product and not by an index, whose derivative would be a scatter over all pixels.
+        is_class = masks[..., None] == jnp.arange(num_outputs, dtype=masks.dtype)
+        cross_entropy = optax.softmax_cross_entropy(logits, is_class.astype(logits.dtype))
         probabilities = jax.nn.softmax(logits)[..., 1:]
     overlaps = soft_overlap(probabilities, targets, overlap)
     return cross_entropy.mean(pixels) + 1.0 - overlaps.mean(-1)

@@ -1,0 +1,95 @@
+"""run.py on a folder of volumes, from files to masks that lie on them; the segmenter compiles fast."""
+
+import json
+
+import flax.linen as nn
+import jax.numpy as jnp
+import nibabel
+import numpy as np
+import pytest
+import volumes
+
+from configs import hippocampus
+from fewshotseg import cli
+from fewshotseg.errors import InputError
+from fewshotseg.models import factory
+from fewshotseg.training import config_check
+
+
+class Voxels(nn.Module):
+    """Every voxel by itself, with the fields of a U-Net."""
+
+    num_outputs: int
+    width: int
+    num_levels: int
+    groups: int
+    activation: str
+    pool: str
+    rate: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, images, keys=None):
+        return nn.Dense(self.num_outputs)(nn.tanh(nn.Dense(16)(4.0 * images)))
+
+
+def test_a_whole_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(factory.SEGMENTERS, "unet", Voxels)
+    data = volumes.write_decathlon(tmp_path / "data", number=14)
+    run = ("run.py", f"--workdir={tmp_path / 'run'}")
+    cli.main(
+        [
+            *run,
+            "--config=hippocampus:runlocal,method=real_only",
+            f"--config.data.volumes.folder={data}",
+            "--config.data.num_validation=3",
+            "--config.optim.learning_rate=0.05",
+            "--config.train.num_steps=60",
+            "--config.train.ema_decay=0.9",
+            "--config.augment.intensity.brightness=0.0",
+            "--config.augment.intensity.contrast=0.0",
+            "--config.augment.intensity.gamma=0.0",
+            "--config.compilation_cache=",
+        ]
+    )
+    folder = tmp_path / "run" / "real_only" / "evaluation" / "test"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["unit_of_hd95"] == "mm" and summary["image_size"] == [16, 16, 16]
+    assert list(summary["classes"]) == list(volumes.NAMES)
+    assert summary["mean"]["dice"]["mean"] > 0.7
+    assert "HD95 (mm)" in (tmp_path / "run" / "report.html").read_text()
+    assert list((folder / "examples").glob("best_1_*.png"))
+
+    # Other axes, the last of them reversed: the mask is found where the ball is.
+    image, label = volumes.make_ball(99)
+    affine = np.array([[0, 0, -2.0, 9], [-1.5, 0, 0, 4], [0, 1.0, 0, 0], [0, 0, 0, 1]])
+    path = volumes.save(
+        tmp_path / "new" / "a.nii.gz", np.moveaxis(image, (1, 2, 0), (0, 1, 2)), affine
+    )
+    cli.main([*run, "--mode=predict", f"--input={path}", f"--output={tmp_path / 'out'}"])
+    written = nibabel.load(tmp_path / "out" / "masks" / "a.nii.gz")
+    np.testing.assert_array_equal(written.affine, nibabel.load(path).affine)
+    found, wanted = np.asarray(written.dataobj), np.moveaxis(label, (1, 2, 0), (0, 1, 2))
+    assert 2 * (found * wanted > 0).sum() / ((found > 0).sum() + (wanted > 0).sum()) > 0.8
+
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        cli.main([*run, "--mode=export", f"--output={tmp_path / 'model'}"])
+    assert "export is for models of pictures" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_volumes_is_refused_in_one_sentence():
+    def refused(**fields):
+        config = hippocampus.get_config()
+        config.update_from_flattened_dict(fields)
+        with pytest.raises(InputError) as caught:
+            config_check.check_fields(config)
+        return str(caught.value)
+
+    assert "give (depth, height, width)" in refused(**{"data.image_size": 32})
+    assert "give (depth, height, width)" in refused(**{"data.image_size": (32, 32)})
+    assert "give a number" in refused(**{"data.source": "folder"})
+    assert "test_sets" in refused(test_folders="a=b")
+    assert "2 axes" in refused(
+        **{"data.source": "folder", "data.image_size": 32, "augment.real.flip_axes": (-3,)}
+    )
