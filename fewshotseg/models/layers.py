@@ -82,11 +82,20 @@ def conv(
     padding: int | str = "SAME",
     groups: int = 1,
 ) -> jax.Array:
-    """Convolution (cross-correlation) of `x [B, *spatial, C]` with `kernel [*k, C / groups, C_out]`."""
+    """Convolution (cross-correlation) of `x [B, *spatial, C]` with `kernel [*k, C / groups, C_out]`.
+
+    In three dimensions without groups, as one of slices: see `_conv_of_slices`.
+    """
     rank = kernel.ndim - 2
     spatial = "DHW"[-rank:]
-    if not isinstance(padding, str):
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(
+            x.shape[1:-1], kernel.shape[:rank], (stride,) * rank, padding
+        )
+    else:
         padding = [(padding, padding)] * rank
+    if rank == 3 and groups == 1:
+        return _conv_of_slices(x, kernel, stride, padding)
     numbers = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
     return jax.lax.conv_general_dilated(
         x,
@@ -96,6 +105,28 @@ def conv(
         dimension_numbers=numbers,
         feature_group_count=groups,
     )
+
+
+def _conv_of_slices(x, kernel, stride, padding):
+    """A convolution of volumes as one of their slices, whose channels hold those of the slices beside them.
+
+    XLA's convolutions of volumes take 4 to 5 times as long on CPUs, with their derivatives.
+    """
+    taps, channels = kernel.shape[0], x.shape[-1]
+    x = jnp.pad(x, [(0, 0), padding[0], (0, 0), (0, 0), (0, 0)])
+    depth = (x.shape[1] - taps) // stride + 1
+    end = (depth - 1) * stride + 1
+    beside = [jax.lax.slice_in_dim(x, i, i + end, stride, axis=1) for i in range(taps)]
+    slices = jnp.concatenate(beside, -1).reshape(-1, *x.shape[2:4], taps * channels)
+    flat = jnp.moveaxis(kernel, 0, 2).reshape(*kernel.shape[1:3], taps * channels, -1)
+    y = jax.lax.conv_general_dilated(
+        slices,
+        flat.astype(x.dtype),
+        (stride,) * 2,
+        padding[1:],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return y.reshape(x.shape[0], depth, *y.shape[1:])
 
 
 def upsample_2x(x: jax.Array, sizes: Sequence[int]) -> jax.Array:

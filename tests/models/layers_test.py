@@ -48,6 +48,25 @@ def test_transposed_convolution_has_the_same_derivative():
         np.testing.assert_allclose(a, b, atol=1e-11)
 
 
+@pytest.mark.parametrize("padding", ["SAME", 0, 1])
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (3, 1), (3, 2), (4, 2), (4, 1)])
+def test_a_convolution_of_volumes_equals_the_stock_one_with_its_derivatives(size, stride, padding):
+    x, kernel = normal(0, 2, 5, 6, 7, 3), normal(1, *(size,) * 3, 3, 2)
+    pads = padding if padding == "SAME" else [(padding, padding)] * 3
+
+    def stock(x, kernel):
+        numbers = ("NDHWC", "DHWIO", "NDHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride,) * 3, pads, dimension_numbers=numbers
+        )
+
+    y, pull = jax.vjp(lambda x, k: layers.conv(x, k, stride, padding), x, kernel)
+    wanted, pull_stock = jax.vjp(stock, x, kernel)
+    np.testing.assert_allclose(y, wanted, atol=1e-12)
+    for a, b in zip(pull(normal(2, *y.shape)), pull_stock(normal(2, *y.shape)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-11)
+
+
 DEPTHWISE = [
     ((2, 7, 8), 3, 1),
     ((2, 7, 8), 3, 2),
