@@ -281,6 +281,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config.predict.overlays = True  # also pictures with outlines; most of the time goes there
     config.predict.probabilities = False  # also the probabilities, as NumPy files
     config.predict.flips = False  # the mean over four mirror images: four times the work
+    config.synthesize = ConfigDict()  # --mode=synthesize: synthetic pairs as files
+    config.synthesize.layout = "folder"  # 'folder' (images/ and masks/) | 'nnunet'
+    # Least Dice of the mask that a method trained on real images alone predicts for a pair's image with
+    # the mask of the pair.
+    config.synthesize.min_consistency = 0.5
+    config.synthesize.max_tries = 20  # pairs made for one that is kept, at most
+    config.synthesize.seed = 0  # another number for other pairs of the same run
     config.compilation_cache = "~/.cache/fewshotseg"  # '' for none
 
     apply_choices(config, arg)

@@ -9,6 +9,7 @@
   python run.py --mode=predict --workdir=runs/mine --input=new_images --output=masks
   python run.py --mode=serve --workdir=runs/mine                       a page for images and the camera
   python run.py --mode=export --workdir=runs/mine --output=model       to predict without this package
+  python run.py --mode=synthesize --workdir=runs/mine --num=500 --output=pairs   synthetic pairs
   python run.py --mode=hypergradient --workdir=runs/demo               the estimators compared
 
 Where the package is installed, `fewshotseg` is the same command as `python run.py`.
@@ -34,9 +35,10 @@ from ml_collections import ConfigDict, config_flags
 PACKAGE = pathlib.Path(__file__).parent
 MODES = (
     "train", "check", "prepare", "evaluate", "predict", "serve", "export", "report",
-    "hypergradient",
+    "hypergradient", "synthesize",
 )  # fmt: skip
-CONTINUE = ("train", "evaluate", "hypergradient")  # without --config, that of the run in --workdir
+# Without --config, that of the run in --workdir.
+CONTINUE = ("train", "evaluate", "hypergradient", "synthesize")
 INPUT_ERROR, INTERRUPTED, TERMINATED = 2, 130, 143  # 128 + the signal, as shells have it
 
 
@@ -157,9 +159,11 @@ def _define_flags():
     flags.DEFINE_string(
         "output",
         None,
-        "predict: folder for the masks; export: for the model; report: the HTML page.",
+        "predict: folder for the masks; export: for the model; synthesize: for the pairs; report: the "
+        "HTML page.",
         **kind,
     )
+    flags.DEFINE_integer("num", 0, "synthesize: how many pairs.", **kind)
     flags.DEFINE_boolean("web", False, "export: also a page that predicts in the browser.", **kind)
     flags.DEFINE_string("host", "127.0.0.1", "serve: the address to listen on.", **kind)
     flags.DEFINE_integer("port", 0, "serve: the port; 0 for any that is free.", 0, 65535, **kind)

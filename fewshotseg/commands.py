@@ -17,8 +17,8 @@ def run(mode: str, config, flags: Any) -> None:
     Args:
       mode: a key of `COMMANDS`.
       config: the configuration.
-      flags: has `workdir`, `minutes`, `data_dir`, `input`, `output`, `web`, `host`,
-        `port`, `allow_other_machines`, `coordinator`, `num_processes` and `process_id`.
+      flags: has `workdir`, `minutes`, `data_dir`, `input`, `output`, `num`, `web`,
+        `host`, `port`, `allow_other_machines`, `coordinator`, `num_processes` and `process_id`.
 
     Raises:
       InputError: whatever the user can put right.
@@ -264,6 +264,20 @@ def hypergradient(config, flags) -> None:
     print(f"Table and plot: {pathlib.Path(flags.workdir, 'hypergradient')}")
 
 
+def synthesize(config, flags) -> None:
+    from fewshotseg.runs import folder
+    from fewshotseg.training import synthesize as synthesize_lib
+
+    if not flags.output:
+        raise errors.InputError("synthesize needs --num=N and --output=DIR.")
+    _require_run(flags)
+    workdir, output = pathlib.Path(flags.workdir), pathlib.Path(flags.output)
+    folder.check_same(config, workdir)
+    about = synthesize_lib.synthesize(config, workdir, output, flags.num)
+    tried = sum(source["tried"] for source in about["sources"].values())
+    print(f"{about['num']} pairs of {tried} in {output}, see manifest.csv and contact_sheet.png")
+
+
 def check(config, flags) -> None:
     from fewshotseg.data import check as check_lib
     from fewshotseg.training import build_data
@@ -305,4 +319,5 @@ COMMANDS = {
     "export": export,
     "report": report,
     "hypergradient": hypergradient,
+    "synthesize": synthesize,
 }

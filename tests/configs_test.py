@@ -115,7 +115,9 @@ ELSEWHERE = {
     "predict.flips": "commands.py", "data.tfds.name": "commands.py",
     "data.tfds.data_dir": "commands.py", "diagnose.estimators": "compare_estimators.py",
     "diagnose.inner_steps": "compare_estimators.py", "diagnose.draws": "compare_estimators.py",
-    "diagnose.repeats": "compare_estimators.py",
+    "diagnose.repeats": "compare_estimators.py", "synthesize.layout": "synthesize.py",
+    "synthesize.min_consistency": "synthesize.py", "synthesize.max_tries": "synthesize.py",
+    "synthesize.seed": "synthesize.py",
 }  # fmt: skip
 
 

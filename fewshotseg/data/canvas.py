@@ -60,6 +60,15 @@ def to_network_mask(mask: np.ndarray, size: Size) -> np.ndarray:
     return np.ascontiguousarray(mask[np.ix_(*under)])
 
 
+def to_network_affine(affine: np.ndarray, shape: Sequence[int], size: Size) -> np.ndarray:
+    """The affine `[4, 4]` of a volume of `shape`, for its copy on a canvas of `size`: corners stay."""
+    factors = np.array(shape, float) / as_size(size, 3)
+    squash = np.eye(4)
+    squash[:3, :3] = np.diag(factors)
+    squash[:3, 3] = 0.5 * factors - 0.5  # half-pixel centres
+    return affine @ squash
+
+
 def restore_probabilities(probabilities: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """Float32 `[*network size, K]` in [0, 1] back to `[*size, K]`: the squash undone, linear."""
     resized = _resize(np.asarray(probabilities, np.float32), tuple(size))

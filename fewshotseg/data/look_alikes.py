@@ -43,9 +43,7 @@ def near_duplicates(
     Returns:
       `(i, j, correlation)` with i < j, ascending.
     """
-    grid = thumbnails.reshape(-1, THUMBNAIL_SIZE, THUMBNAIL_SIZE)
-    mirrored = [grid[:, ::down, ::across] for down in (1, -1) for across in (1, -1)]
-    mirrored = [np.ascontiguousarray(m).reshape(thumbnails.shape) for m in mirrored]
+    mirrored = _mirrored(thumbnails)
     pairs = []
     for start in range(0, len(thumbnails), 1024):
         block = thumbnails[start : start + 1024]
@@ -56,6 +54,28 @@ def near_duplicates(
             for i, j in zip(rows, columns, strict=True)
         ]
     return pairs
+
+
+def nearest(one: np.ndarray, thumbnails: np.ndarray) -> tuple[int, float]:
+    """The image that one looks most like, as it is or mirrored.
+
+    Args:
+      one: float32 `[24 * 24]` from `thumbnail`.
+      thumbnails: `[N, 24 * 24]`.
+
+    Returns:
+      Its position, and the correlation, see `near_duplicates`.
+    """
+    correlation = np.max([other @ one for other in _mirrored(thumbnails)], axis=0)
+    best = int(correlation.argmax())
+    return best, float(correlation[best])
+
+
+def _mirrored(thumbnails):
+    """As they are, mirrored left-right, up-down, and both."""
+    grid = thumbnails.reshape(-1, THUMBNAIL_SIZE, THUMBNAIL_SIZE)
+    mirrored = [grid[:, ::down, ::across] for down in (1, -1) for across in (1, -1)]
+    return [np.ascontiguousarray(m).reshape(thumbnails.shape) for m in mirrored]
 
 
 def clusters(

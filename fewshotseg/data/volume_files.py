@@ -239,6 +239,25 @@ def write_labels(path: str | pathlib.Path, mask: np.ndarray, like: Volume) -> No
     files.write_bytes(path, content)
 
 
+def write_volume(
+    path: str | pathlib.Path, values: np.ndarray, affine: np.ndarray, comment: str = ""
+) -> None:
+    """Writes a volume that no file was read for, compressed.
+
+    Args:
+      path: ends with `.nii.gz`.
+      values: uint8 `[D, H, W]`.
+      affine: float64 `[4, 4]` from its indices to mm in the patient.
+      comment: for the header, at most 79 letters.
+    """
+    import nibabel
+
+    image = nibabel.Nifti1Image(np.ascontiguousarray(values), affine)
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = comment.encode()[:79]
+    files.write_bytes(path, gzip.compress(image.to_bytes(), mtime=0))
+
+
 def _listing(values: np.ndarray) -> str:
     shown = ", ".join(f"{value:g}" for value in values[:8])
     return f"the values {shown}" + ", ..." * (len(values) > 8)

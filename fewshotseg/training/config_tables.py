@@ -15,6 +15,7 @@ from fewshotseg.genseg import pair_sources
 from fewshotseg.genseg.outer_variables import OUTER_VARIABLES
 from fewshotseg.methods import METHODS
 from fewshotseg.models import efficient_unet, factory, unet
+from fewshotseg.results import synthetic_folder
 from fewshotseg.training import optimizers
 from fewshotseg.training.build_pairs import FAMILIES
 from fewshotseg.training.estimators import ESTIMATORS, GRADIENTS
@@ -132,6 +133,9 @@ BOUNDS: Mapping[str, Bound] = {
     "outer.*num_pairs": at_least(1),
     "outer.*sigma": above(0),
     "outer.*num_unrolls": at_least(1),
+    "synthesize.min_consistency": between(0, 1),
+    "synthesize.max_tries": at_least(1),
+    "synthesize.seed": between(0, SEEDS),
     "diagnose.inner_steps": at_least(1),
     "diagnose.draws": at_least(1),
     "diagnose.repeats": at_least(1),
@@ -149,6 +153,7 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     **NUMBER_CHOICES,
     "methods": tuple(METHODS),
     "predict.method": ("", *METHODS),
+    "synthesize.layout": tuple(synthetic_folder.LAYOUTS),
     "data.source": tuple(SOURCES),
     "test_sets.*.source": tuple(SOURCES),
     "*phantom.style": ("dermoscopy", "ultrasound"),

@@ -18,7 +18,8 @@ from fewshotseg.results import predictor
 from fewshotseg.training import devices
 from fewshotseg.training.state import TrainState
 
-STAGES = {"pretrain": 0, "train": 1, "init": 2, "search": 3}  # folded into the seed; never renumber
+# Folded into the seed; never renumber.
+STAGES = {"pretrain": 0, "train": 1, "init": 2, "search": 3, "synthesize": 4}
 
 
 @dataclasses.dataclass(frozen=True)

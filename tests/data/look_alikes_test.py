@@ -29,6 +29,15 @@ def test_near_duplicates_agree_with_numpy():
     np.testing.assert_allclose([p[2] for p in found], [p[2] for p in expected], atol=1e-5)
 
 
+def test_the_nearest_image_may_be_mirrored():
+    images = np.random.default_rng(3).integers(0, 256, (9, 24, 24, 1)).astype(np.uint8)
+    thumbnails = np.stack([look_alikes.thumbnail(image) for image in images])
+    for seen in (images[4], images[4, :, ::-1], images[4, ::-1], images[4, ::-1, ::-1]):
+        place, correlation = look_alikes.nearest(look_alikes.thumbnail(seen), thumbnails)
+        assert place == 4 and abs(correlation - 1) < 1e-5
+    assert look_alikes.nearest(thumbnails[4], np.delete(thumbnails, 4, 0))[1] < 0.3
+
+
 def test_near_duplicates_across_blocks():
     thumbnails = np.random.default_rng(2).normal(size=(2100, 576)).astype(np.float32)
     thumbnails -= thumbnails.mean(axis=1, keepdims=True)
