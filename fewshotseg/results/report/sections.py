@@ -224,6 +224,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 def _setting(run: Run, block: str, field: str, unit: str) -> str:
     values = run.config.get(block)
     value = values.get(field) if isinstance(values, Mapping) else None
+    value = " x ".join(map(str, value)) if isinstance(value, list) else value
     return "?" if value is None else f"{value}{unit}"
 
 
