@@ -214,7 +214,7 @@ def create_predictor(
 
 
 def _grey_values(data: Mapping[str, Any]) -> volume_files.GreyValues | None:
-    if data["source"] != "volumes":
+    if data.get("source") != "volumes":
         return None
     fields = data["volumes"]
     return volume_files.GreyValues(tuple(fields["window"]), tuple(fields["percentiles"]))
