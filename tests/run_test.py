@@ -254,6 +254,19 @@ def test_what_is_exported_predicts_as_the_run(finished, tmp_path):
     assert str(finished[0].parent) not in about  # nor where it was trained
 
 
+def test_synthetic_pairs_of_the_run_are_images_to_train_on(finished, tmp_path):
+    """Files that are then checked as somebody's own images."""
+    workdir, output = finished[0], tmp_path / "pairs"
+    asked = ("--num=6", f"--output={output}", "--config.synthesize.min_consistency=0")
+    mode = "--mode=synthesize", f"--workdir={workdir}", "--config.predict.method=joint"
+    cli.main(["run.py", *mode, *asked])
+    about = json.loads((output / "synthetic.json").read_text())
+    assert about["synthetic"] is True and about["model"].startswith("joint of finished, step 20")
+    places = (f"--config.data.folder.{kind}_dir={output / kind}" for kind in ("images", "masks"))
+    mode = "--mode=check", f"--config={ROOT}/configs/folder.py", f"--workdir={tmp_path / 'check'}"
+    cli.main(["run.py", *mode, *places])
+
+
 def test_serve_answers_and_ends_with_ctrl_c(finished, environment):
     serving = command(finished[0], "--mode=serve")
     with subprocess.Popen(serving, stdout=subprocess.PIPE, text=True, env=environment) as server:

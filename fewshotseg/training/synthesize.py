@@ -1,6 +1,7 @@
 """Synthetic pairs of a trained run as files: drawn by its generator, or made of its training cases."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import pathlib
@@ -148,7 +149,10 @@ def load_judge(workdir: pathlib.Path) -> predictor.Predictor | None:
     """The model of the run that was trained on real images alone; None if there is none."""
     trained = predictor.trained_methods(workdir)
     names = [name for name in JUDGES if name in trained]
-    return predictor.load_predictor(workdir, names[0]) if names else None
+    if not names:
+        return None
+    found = predictor.load_predictor(workdir, names[0])
+    return dataclasses.replace(found, source=f"{names[0]} of this run")
 
 
 class TrainingCases(NamedTuple):

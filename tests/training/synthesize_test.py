@@ -98,7 +98,7 @@ def test_the_folder_is_read_back_and_judged_as_the_manifest_says(written, run, c
         assert row["nearest_case"] in train and -1 <= float(row["nearest_correlation"]) <= 1
         with Image.open(output / row["file"]) as picture:
             assert picture.text["Comment"].startswith("synthetic pair")
-    assert about["synthetic"] is True and about["judge"].startswith("real_only of")
+    assert about["synthetic"] is True and about["judge"] == "real_only of this run"
     assert json.loads((output / "synthetic.json").read_text())["num"] == 7
     assert (output / "contact_sheet.png").exists()
 
