@@ -143,17 +143,18 @@ def read_table(path: pathlib.Path) -> list[dict]:
 
 def table(rows) -> str:
     """Dice and HD95 as a Markdown table: mean and sd over seeds, and the difference to `real_only`
-    at the same number of steps and the same seeds. A row for every data set, method and steps."""
+    of the same segmenter, steps and seeds. A row for every data set, segmenter, steps and method."""
     found = {}
     for row in rows:
-        key = row["dataset"], row["steps"], row["method"]
+        key = row["dataset"], row["segmenter"], row["steps"], row["method"]
         found.setdefault(key, {})[row["seed"]] = row
     lines = [
-        "| data set | steps | method | Dice | minus real_only | HD95 | minus | seeds | seconds |"
+        "| data set | segmenter | steps | method | Dice | minus real_only "
+        "| HD95 | minus | seeds | seconds |"
     ]
-    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for (dataset, steps, method), seeds in found.items():
-        base = {} if method == "real_only" else found.get((dataset, steps, "real_only"), {})
+    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for (*where, method), seeds in found.items():
+        base = {} if method == "real_only" else found.get((*where, "real_only"), {})
         cells = []
         for metric, digits in (("dice", 3), ("hd95", 1)):
             values = {seed: float(row[metric]) for seed, row in seeds.items()}
@@ -161,7 +162,7 @@ def table(rows) -> str:
             cells += [_spread(list(values.values()), digits), _spread(differences, digits, "+")]
         seconds = statistics.mean(float(row["seconds"]) for row in seeds.values())
         cells += [str(len(seeds)), f"{seconds:.0f}"]
-        lines.append(f"| {dataset} | {steps} | {method} | " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join((*map(str, where), method, *cells)) + " |")
     return "\n".join(lines)
 
 

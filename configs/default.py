@@ -349,6 +349,7 @@ def run_local(config: ConfigDict) -> None:
     generator.width, generator.max_width, generator.num_levels = 4, 16, 3
     discriminator.width, discriminator.num_levels = 4, 2
     config.pretrain.num_steps, config.train.num_steps = 20, 20
+    config.optim.warmup_steps = min(config.optim.warmup_steps, 2)
     config.pretrain.batch_size = config.train.batch_size = 4
     config.outer.batch_size = 2
     config.outer.every = 5

@@ -270,14 +270,17 @@ def test_synthetic_pairs_of_the_run_are_images_to_train_on(finished, tmp_path):
 def test_serve_answers_and_ends_with_ctrl_c(finished, environment):
     serving = command(finished[0], "--mode=serve")
     with subprocess.Popen(serving, stdout=subprocess.PIPE, text=True, env=environment) as server:
-        address = next(line for line in iter(server.stdout.readline, "") if "token=" in line)
-        with httpx.Client(follow_redirects=True) as client:
-            base = httpx.URL(address.split()[-1])
-            assert client.get(base.join("/model.json")).status_code == 403
-            assert "not for diagnosis" in client.get(base).text
-            about = client.get(base.join("/model.json")).json()
-        server.send_signal(signal.SIGINT)
-        assert server.wait(timeout=60) == 0
+        try:
+            address = next(line for line in iter(server.stdout.readline, "") if "token=" in line)
+            with httpx.Client(follow_redirects=True) as client:
+                base = httpx.URL(address.split()[-1])
+                assert client.get(base.join("/model.json")).status_code == 403
+                assert "not for diagnosis" in client.get(base).text
+                about = client.get(base.join("/model.json")).json()
+            server.send_signal(signal.SIGINT)
+            assert server.wait(timeout=60) == 0
+        finally:
+            server.kill()
     assert about["class_names"] == ["lesion"] and about["name"] == finished[0].name
 
 

@@ -160,6 +160,7 @@ def serve(
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((host, port))
+            listening.listen()  # before anybody is told the address
         except OSError as error:
             raise InputError(f"--host={host} --port={port}: {error.strerror}.") from error
         port = listening.getsockname()[1]

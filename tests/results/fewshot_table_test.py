@@ -24,7 +24,16 @@ except ValueError as error:
 def test_steps_are_not_mixed_and_hd95_stands_beside_dice(tmp_path):
     """real_only at 400 and 3200 steps are two rows, and each method is compared at its steps."""
     rows = [
-        dict(dataset="busi", method=m, seed=s, steps=n, dice=dice, hd95=hd95, seconds=10)
+        dict(
+            dataset="busi",
+            segmenter="unet",
+            method=m,
+            seed=s,
+            steps=n,
+            dice=dice,
+            hd95=hd95,
+            seconds=10,
+        )
         for m, s, n, dice, hd95 in (
             ("real_only", 0, 400, 0.5, 70.0),
             ("real_only", 1, 400, 0.6, 60.0),
@@ -45,10 +54,11 @@ def test_steps_are_not_mixed_and_hd95_stands_beside_dice(tmp_path):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[2:6] == [
-        "| busi | 400 | real_only | 0.550 ± 0.071 |  | 65.0 ± 7.1 |  | 2 | 10 |",
-        "| busi | 400 | end2end | 0.600 ± 0.071 | +0.050 ± 0.000 | 68.0 ± 5.7 | +3.0 ± 1.4 | 2 | 10 |",
-        "| busi | 3200 | real_only | 0.700 |  | 50.0 |  | 1 | 10 |",
-        "| busi | 3200 | end2end | 0.690 | -0.010 | 51.0 | +1.0 | 1 | 10 |",
+        "| busi | unet | 400 | real_only | 0.550 ± 0.071 |  | 65.0 ± 7.1 |  | 2 | 10 |",
+        "| busi | unet | 400 | end2end | 0.600 ± 0.071 | +0.050 ± 0.000 "
+        "| 68.0 ± 5.7 | +3.0 ± 1.4 | 2 | 10 |",
+        "| busi | unet | 3200 | real_only | 0.700 |  | 50.0 |  | 1 | 10 |",
+        "| busi | unet | 3200 | end2end | 0.690 | -0.010 | 51.0 | +1.0 | 1 | 10 |",
     ]
     assert "has other columns" in lines[6]
     assert len(path.read_text().splitlines()) == 1 + len(rows)  # none twice

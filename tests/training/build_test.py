@@ -159,7 +159,7 @@ def test_a_harmonizer_starts_as_copy_paste():
     numbers = np.random.default_rng(0)
     image = jnp.asarray(numbers.uniform(-1, 1, (4, 32, 32, 3)), jnp.float32)
     data = {"image": image, "mask": jnp.asarray(image[..., 0] > 0.5, jnp.uint8)}
-    batch = jax.tree.map(lambda x: x[0], _draw(config, data, method, size=2))
+    batch = jax.tree.map(lambda x: x[0], _draw(config, data, method, {}, size=2))
     (make,) = parts.sources.values()
     images, masks, _ = make(players, parts.theta, batch, batch["key"])
     pasted, pasted_masks = pair_sources.paste(batch, config.pairs.blend_width)
@@ -203,7 +203,7 @@ def test_a_new_source_of_pairs_is_one_function_and_one_row(monkeypatch):
     numbers = np.random.default_rng(0)
     image = jnp.asarray(numbers.uniform(-1, 1, (6, 32, 32, 3)), jnp.float32)
     data = {"image": image, "mask": jnp.asarray(image[..., 0] > 0, jnp.uint8)}
-    batch = jax.tree.map(lambda x: x[0], _draw(config, data, method))
+    batch = jax.tree.map(lambda x: x[0], _draw(config, data, method, {}))
     assert "donor_image" not in batch
     pairs = pair_sources.make_pairs(parts.sources, {}, parts.theta, batch, batch["key"])
     image = batch["synthetic_image"]
