@@ -75,11 +75,8 @@ def family(
     def discriminator_loss(params, outer, data):
         real = discriminate(params, data["masks"], data["real"])
         fake = discriminate(params, data["pasted"], outer["refined"])
-        each = 0.5 * (
-            losses.adversarial_loss(real, True, adversarial)
-            + losses.adversarial_loss(fake, False, adversarial)
-        )
-        return each.mean(), {"discriminator/loss": each.mean()}
+        loss = losses.discriminator_loss(real, fake, adversarial).mean()
+        return loss, {"discriminator/loss": loss}
 
     def generator_inputs(state, theta, batch):
         return {"theta": theta, "discriminator": state["discriminator"].params}, data_of(batch)

@@ -89,6 +89,17 @@ def adversarial_loss(logits: jax.Array, is_real: bool, kind: str = "vanilla") ->
     return loss.mean(axis=tuple(range(1, loss.ndim)))
 
 
+def discriminator_loss(real: jax.Array, fake: jax.Array, kind: str = "vanilla") -> jax.Array:
+    """Half of what it costs to call real pairs real and drawn ones drawn, as in pix2pix: `[B]`.
+
+    Args:
+      real: logits of real pairs, `[B, *patches, 1]`.
+      fake: logits of drawn ones.
+      kind: see `adversarial_loss`.
+    """
+    return 0.5 * (adversarial_loss(real, True, kind) + adversarial_loss(fake, False, kind))
+
+
 def l1_loss(drawn: jax.Array, real: jax.Array) -> jax.Array:
     """Mean absolute difference per example, `[B]`, of images `[B, *spatial, C]`."""
     return jnp.abs(drawn - real).mean(axis=tuple(range(1, drawn.ndim)))

@@ -22,8 +22,6 @@ from fewshotseg.training import (
     stages,
 )
 
-NUM_SAMPLES = 6  # rows of a picture of synthetic pairs
-
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
@@ -134,8 +132,7 @@ def create_training(
 
 
 def _draw_samples(config, spec, method):
-    options = dict(axis_name=None, compile=jax.jit)
-    return build_parts.create_draws(config, spec.num_classes, method, NUM_SAMPLES, **options)[0]
+    return jax.jit(build_parts.create_draw(config, spec.num_classes, method, stages.NUM_SAMPLES))
 
 
 def build(config) -> Experiment:

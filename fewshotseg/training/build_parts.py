@@ -135,12 +135,27 @@ def create_draws(
     compile: Callable = devices.compile_draw,
 ):
     """`draw(data, keys [K])` and `draw_outer(data, key)`, compiled for all devices by default."""
+    draw_one = create_draw(config, num_classes, method, batch_size, axis_name)
+    draw_outer = functools.partial(
+        batches.draw_outer_batch, batch_size=config.outer.batch_size, axis_name=axis_name
+    )
+
+    def draw(data, keys):
+        return jax.lax.map(lambda key: draw_one(data, key), keys)
+
+    return compile(draw), compile(draw_outer)
+
+
+def create_draw(
+    config, num_classes: int, method: Method, batch_size: int, axis_name: str | None = None
+) -> Callable:
+    """`(data, key) -> batch` of a method, not compiled; see `batches.draw_batch`."""
 
     def geometry(fields):
         return augment.Geometry(**{**fields.to_dict(), "flip_axes": tuple(fields.flip_axes)})
 
     donors = geometry(config.augment.donor)
-    draw_one = functools.partial(
+    return functools.partial(
         batches.draw_batch,
         batch_size=method.real_batches * batch_size,
         num_synthetic=batch_size if method.sources else 0,
@@ -151,14 +166,6 @@ def create_draws(
         num_classes=num_classes,
         axis_name=axis_name,
     )
-    draw_outer = functools.partial(
-        batches.draw_outer_batch, batch_size=config.outer.batch_size, axis_name=axis_name
-    )
-
-    def draw(data, keys):
-        return jax.lax.map(lambda key: draw_one(data, key), keys)
-
-    return compile(draw), compile(draw_outer)
 
 
 def create_estimate(

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from fewshotseg.data import cases, folds
@@ -54,14 +53,6 @@ def create_search(
     parts = build_parts.create_parts(
         config, spec, method, "train", axis_name=None, networks=networks
     )
-    draw_batches, _ = build_parts.create_draws(
-        config,
-        spec.num_classes,
-        method,
-        config.train.batch_size,
-        axis_name=None,
-        compile=lambda f: f,
-    )
     loss = functools.partial(levels.outer_loss, terms=parts.terms)
     labelled = (*data.split.train, *data.split.validation)
 
@@ -87,7 +78,7 @@ def create_search(
         stages.create_inner_step(parts, ("segmenter",)),
         cross_fit.of_average(loss),
         init,
-        lambda arrays, key: jax.tree.map(lambda x: x[0], draw_batches(arrays, key[None])),
+        build_parts.create_draw(config, spec.num_classes, method, config.train.batch_size),
         {k: np.concatenate([data.train[k], data.validation[k]]) for k in data.train},
         folds.divide(data.survey, labelled, fields["num_folds"], config.seed),
         parts.theta,

@@ -16,12 +16,10 @@ from fewshotseg.genseg import losses, outer_variables
 from fewshotseg.results import metrics
 from fewshotseg.runs import checkpoint
 from fewshotseg.runs import log as log_lib
-from fewshotseg.training import devices, loop
+from fewshotseg.training import devices, loop, stages
 from fewshotseg.training.build import Experiment
 from fewshotseg.training.stages import Stage
 from fewshotseg.training.state import TrainState
-
-NUM_SAMPLES = 6
 
 
 class Recorder:
@@ -189,7 +187,7 @@ class Recorder:
     def _drawn_images(self, state):
         """Mask, drawn image and real image of the first training cases."""
         data = self._experiment.data
-        masks, real = (data.train[name][:NUM_SAMPLES] for name in ("mask", "image"))
+        masks, real = (data.train[name][: stages.NUM_SAMPLES] for name in ("mask", "image"))
         one_hot = losses.one_hot_foreground(jnp.asarray(masks), data.num_classes)
         columns = {"synthetic image": self._stage.draw(state, one_hot)}
         if state.theta:

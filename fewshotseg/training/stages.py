@@ -20,6 +20,7 @@ from fewshotseg.training.state import TrainState
 
 # Folded into the seed; never renumber.
 STAGES = {"pretrain": 0, "train": 1, "init": 2, "search": 3, "synthesize": 4}
+NUM_SAMPLES = 6  # rows of a picture of synthetic pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +206,7 @@ def training(
       create_estimate: `(inner step, compiled inner step) -> estimate` of `hypergradient`.
       num_steps: its length.
       seed: of the experiment.
-      draw_samples: as `draw`, on one device: the batch of which sources of pairs show samples.
+      draw_samples: `(arrays, key) -> batch` of which sources of pairs show samples.
       start_estimate: `(theta, players) -> carry`, the memory of the estimator before its first estimate.
     """
     draw_batches, draw_outer = draws
@@ -287,8 +288,7 @@ def _compile_pairs(parts: Parts, draw_samples, arrays, seed) -> Callable:
         return {name: make(*args) for name, make in parts.sources.items()}
 
     def pairs(state):
-        batches = draw_samples(arrays, step_key(seed, "train", 0)[None])
-        made = make(state, jax.tree.map(lambda x: x[0], batches))
+        made = make(state, draw_samples(arrays, step_key(seed, "train", 0)))
         return {name: made[name] for name in parts.sources}
 
     return pairs

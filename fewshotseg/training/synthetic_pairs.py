@@ -47,14 +47,7 @@ def create_makers(
       model: of a checkpoint.
       data: whose training cases the pairs are made of.
     """
-    draw, _ = build_parts.create_draws(
-        config,
-        data.num_classes,
-        method,
-        config.train.batch_size,
-        axis_name=None,
-        compile=lambda function: function,
-    )
+    draw = build_parts.create_draw(config, data.num_classes, method, config.train.batch_size)
     arrays = jax.tree.map(jnp.asarray, dict(data.train))
     state = {
         player: levels.PlayerState(params, (), None, jnp.int32(0))
@@ -65,7 +58,7 @@ def create_makers(
     def maker(index, make):
         @jax.jit  # with the draw inside, what the source does not look at is never computed
         def made(state, theta, arrays, key):
-            batch = jax.tree.map(lambda x: x[0], draw(arrays, key[None]))
+            batch = draw(arrays, key)
             keys = levels.example_keys(batch, segmenter.SYNTHETIC_NOISE)
             pairs = make(state, theta, batch, keys)
             images = pair_sources.recolour(pairs.images, parts.use(theta))

@@ -2,16 +2,16 @@
 
 import os
 import pathlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from fewshotseg.data import image_files, mask_values
-from fewshotseg.data.sources import pairing, pairs_table
+from fewshotseg.data.sources import groups, pairing, pairs_table
 from fewshotseg.data.split_files import read_ids, resolve_ids
 from fewshotseg.errors import InputError
 from fewshotseg.types import Case
 
 Folder = str | os.PathLike[str]
+_PATTERN = "data.folder.group_pattern"
 
 
 class FolderSource:
@@ -81,10 +81,12 @@ class FolderSource:
                 f"{place if pairs_csv else folders[0][0]}: {len(self.ids)} labelled images found, "
                 f"but at least {minimum_cases} are needed: label more images."
             )
-        self._group_by(group_pattern)
+        if group_pattern:
+            found_groups = groups.find_groups(group_pattern, self.ids, _PATTERN)
+            self._groups = {**self._groups, **found_groups}
         lost = bool(group_pattern) and bool(self.ids) and not any(self._groups.values())
         if lost and strict:
-            raise InputError(self._no_groups(group_pattern))
+            raise InputError(groups.no_groups(group_pattern, self.ids, _PATTERN))
         self.faults = {
             self._short(fault.path): f"{fault.path}: {fault.message}." for fault in faults
         }
@@ -93,7 +95,7 @@ class FolderSource:
             self._raise_faults()
             self._require_foreground()
         elif lost:
-            self.faults["group_pattern"] = self._no_groups(group_pattern)
+            self.faults["group_pattern"] = groups.no_groups(group_pattern, self.ids, _PATTERN)
 
     def load(self, case_id: str) -> Case:
         """Reads one case at its original size.
@@ -126,26 +128,6 @@ class FolderSource:
             for fault in found.faults
             if fault.kind != "orphan" and (fault.kind != "missing" or fault.path in listed)
         ]
-
-    def _group_by(self, pattern: str | None) -> None:
-        if not pattern:
-            return
-        try:
-            compiled = re.compile(pattern)
-        except re.error as error:
-            raise InputError(
-                f"data.folder.group_pattern is {pattern!r}, which is no regular expression: {error}."
-            ) from error
-        for case_id in self.ids:
-            if found := compiled.search(case_id):
-                self._groups[case_id] = found[1 if found.groups() else 0] or ""
-
-    def _no_groups(self, pattern: str) -> str:
-        return (
-            f"data.folder.group_pattern is {pattern!r}, which matches none of the "
-            f"{len(self.ids)} ids, for example {', '.join(self.ids[:2])}: there are 0 groups, and "
-            "patients may be on two sides of the split. Correct the pattern."
-        )
 
     def _header_faults(self) -> dict[str, str]:
         faults = {}

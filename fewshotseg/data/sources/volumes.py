@@ -3,14 +3,15 @@
 import dataclasses
 import os
 import pathlib
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from fewshotseg.data import volume_files
-from fewshotseg.data.sources import volume_layouts
+from fewshotseg.data.sources import groups, volume_layouts
 from fewshotseg.data.split_files import read_ids, resolve_ids
 from fewshotseg.errors import InputError
 from fewshotseg.types import Case
+
+_PATTERN = "data.volumes.group_pattern"
 
 
 class VolumeSource:
@@ -96,7 +97,11 @@ class VolumeSource:
                 f"{place}: {len(self.ids)} labelled volumes found, but at least {minimum_cases} are "
                 "needed: label more."
             )
-        self._groups = _groups(group_pattern, self.ids)
+        self._groups = {}
+        if group_pattern:
+            self._groups = groups.find_groups(group_pattern, self.ids, _PATTERN)
+            if not any(self._groups.values()):
+                raise InputError(groups.no_groups(group_pattern, self.ids, _PATTERN))
 
     def load(self, case_id: str) -> Case:
         """Reads one case: image float32 `[D, H, W, 1]` in [0, 255], mask uint8 `[D, H, W]`.
@@ -125,23 +130,3 @@ class VolumeSource:
         if self.faults:
             more = f" (Files with faults: {len(self.faults)}; --mode=check lists them.)"
             raise InputError(next(iter(self.faults.values())) + more * (len(self.faults) > 1))
-
-
-def _groups(pattern: str, ids: Sequence[str]) -> Mapping[str, str]:
-    """The patient of every id that a pattern finds one in."""
-    if not pattern:
-        return {}
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise InputError(
-            f"data.volumes.group_pattern is {pattern!r}, which is no regular expression: {error}."
-        ) from error
-    found = {case_id: match for case_id in ids if (match := compiled.search(case_id))}
-    groups = {i: match[1 if match.groups() else 0] or "" for i, match in found.items()}
-    if not any(groups.values()):
-        raise InputError(
-            f"data.volumes.group_pattern is {pattern!r}, which matches none of the {len(ids)} ids, for "
-            f"example {', '.join(ids[:2])}: correct the pattern."
-        )
-    return groups
