@@ -14,6 +14,7 @@ import os
 import pathlib
 import shutil
 import sys
+import tempfile
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -91,8 +92,12 @@ def write_lists(dataset: str, folder: pathlib.Path) -> None:
         def left_out(_, names):
             return [n for n in names if n.partition(".")[0].partition("_mask")[0] in repeated]
 
-        shutil.copytree(source, folder / "copying", ignore=left_out, dirs_exist_ok=True)
-        (folder / "copying").rename(folder / "more")
+        copy = pathlib.Path(tempfile.mkdtemp(prefix="copying_", dir=folder))
+        shutil.copytree(source, copy, ignore=left_out, dirs_exist_ok=True)
+        try:
+            copy.rename(folder / "more")
+        except OSError:  # another process was faster
+            shutil.rmtree(copy)
 
 
 def read_list(path: pathlib.Path) -> list[str]:
