@@ -198,6 +198,7 @@ def main(argv):
             write_rows(cases, COLUMNS, path)
             name = path.name.replace("_cases", "").partition(".")[0] + "_runs.csv"
             write_rows(runs, RUN_COLUMNS, path.with_name(name))
+            return
     if FLAGS.list:
         rows = of_list(rows, FLAGS.data_dir, FLAGS.list)
     print(table(rows, FLAGS.against))
