@@ -15,7 +15,7 @@ from fewshotseg.training import build_pairs, build_parts, cross_fit, search, sta
 def search_fields(config) -> dict[str, Any]:
     """The fields of `config.cross_fit`, the number of steps of a trial and of sources to choose from."""
     fields = config.cross_fit.to_dict()
-    num_components = len(config.pairs.sources)
+    num_components = len(config.pairs.sources) if "mixture" in fields["variables"] else 0
     num_steps = fields["num_steps"] or config.train.num_steps
     return {**fields, "num_steps": num_steps, "num_components": num_components}
 

@@ -222,3 +222,9 @@ def _check_search(config, name, method):
             tuple(config.cross_fit.variables),
             f"some make no difference to {name}, name some of {', '.join(map(repr, sorted(known)))}",
         )
+    if method.search == "choice" and "mixture" not in config.cross_fit.variables:
+        raise _fault(
+            "cross_fit.variables",
+            tuple(config.cross_fit.variables),
+            f"{name} chooses among the sources of pairs: name 'mixture'",
+        )
