@@ -6,10 +6,11 @@ import pathlib
 
 import jax
 
-from fewshotseg import figures, files
+from fewshotseg import figures
 from fewshotseg.data import cases, check, split_files
 from fewshotseg.results import calibration, evaluate
 from fewshotseg.results.predictor import segmenter_of
+from fewshotseg.runs import folder as run_folder
 from fewshotseg.runs import log as log_lib
 from fewshotseg.training import devices, loop, search, timing
 from fewshotseg.training.build import Experiment
@@ -142,7 +143,7 @@ def describe(data: cases.Data, workdir: pathlib.Path) -> None:
     print(check.describe(data), flush=True)
     tests = {name: ids for name, (_, ids) in data.test_sets.items()}
     split_files.write_split(workdir / "splits.json", data.split, tests)
-    files.write_json(workdir / "classes.json", data.source.class_names)
+    run_folder.write_classes(workdir, data.source)
     train = [data.source.load(i) for i in data.split.train]
     figures.contact_sheet(train, workdir / "contact_sheet.png")
     found = evaluate.threshold_baseline(train, data.test_sets, workdir)
