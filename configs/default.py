@@ -31,6 +31,9 @@ def source_config() -> ConfigDict:
     config.folder.pairs_csv = ""  # or a table with the columns image, mask[, group]
     config.folder.mask_pattern = ""  # such as '{stem}_expert1', where names are unusual
     config.folder.class_names = ("foreground",)  # ids 1, 2, ... in this order
+    # Their values in the masks, with that of the background first, as (0, 3, 7); () for 0, 1, 2, ...
+    config.folder.class_ids = ()
+    config.folder.ignore_id = -1  # value of pixels that count nowhere, such as 255; -1: none
     config.folder.include = ""  # text file of case ids to use; '' for all
     config.folder.group_pattern = ""  # regular expression; what it finds in an id is the patient
     config.tfds = ConfigDict()
@@ -42,6 +45,8 @@ def source_config() -> ConfigDict:
     config.volumes.images_dir = ""  # or images and label maps of the same names in two folders
     config.volumes.labels_dir = ""
     config.volumes.class_names = ()  # ids 1, 2, ...; () for those in FOLDER/dataset.json
+    config.volumes.class_ids = ()  # as above; () for those in dataset.json
+    config.volumes.ignore_id = -1  # as above; -1: that called 'ignore' in dataset.json, if any
     config.volumes.channel = 0  # of CASE_0000, CASE_0001, ...: which one
     # Values that become black and white, as (-160.0, 240.0) HU in CT; two equal ones: percentiles.
     config.volumes.window = (0.0, 0.0)
@@ -114,6 +119,26 @@ def get_config(arg: str = "") -> ConfigDict:
     # Channels of the decoder, from a 16th of the resolution up to the full one.
     config.segmenter.efficient_unet.widths = (128, 96, 64, 32, 16)
     config.segmenter.efficient_unet.dtype = "float32"
+    config.segmenter.deeplab = ConfigDict()  # DeepLabV3 on ResNet-50, also of volumes
+    # At the start: '' (drawn), or a file of torchvision's: resnet50 or deeplabv3_resnet50.
+    config.segmenter.deeplab.weights = ""
+    config.segmenter.deeplab.trained = "finetune"  # | 'frozen', as above
+    config.segmenter.deeplab.encoder_rate = 0.3  # as above
+    config.segmenter.deeplab.width = 64  # channels of the stem
+    config.segmenter.deeplab.depths = (3, 4, 6, 3)  # bottlenecks of the encoder's stages
+    config.segmenter.deeplab.head_width = 256
+    config.segmenter.deeplab.atrous = (12, 24, 36)  # dilations, at an eighth of the resolution
+    config.segmenter.deeplab.dropout_rate = 0.5
+    config.segmenter.deeplab.dtype = "float32"
+    config.segmenter.swin_unet = ConfigDict()  # Swin-Unet, also of volumes
+    # At the start: '' (drawn), or a file of a Swin Transformer (timm's names) or a Swin-Unet.
+    config.segmenter.swin_unet.weights = ""
+    config.segmenter.swin_unet.trained = "finetune"
+    config.segmenter.swin_unet.encoder_rate = 0.3
+    config.segmenter.swin_unet.width = 96  # channels at a quarter of the resolution
+    config.segmenter.swin_unet.depths = (2, 2, 2, 2)  # blocks of the stages
+    config.segmenter.swin_unet.window = 7  # tokens along a side
+    config.segmenter.swin_unet.dtype = "float32"
 
     config.family = ConfigDict()  # of generators: which players there are and how they are trained
     config.family.name = "gan"  # 'gan' | 'appearance' | 'harmonizer'
@@ -345,6 +370,11 @@ def run_local(config: ConfigDict) -> None:
     for test_set in config.test_sets.values():
         test_set.phantom.num_cases = 4
     config.segmenter.unet.width, config.segmenter.unet.num_levels = 4, 2
+    deeplab, swin = config.segmenter.deeplab, config.segmenter.swin_unet
+    if not deeplab.weights:
+        deeplab.width, deeplab.depths, deeplab.head_width = 4, (1, 1, 1, 1), 8
+    if not swin.weights:
+        swin.width, swin.depths = 8, (1, 2)
     generator, discriminator = config.generator.pix2pix, config.discriminator.patchgan
     generator.width, generator.max_width, generator.num_levels = 4, 16, 3
     discriminator.width, discriminator.num_levels = 4, 2

@@ -15,6 +15,7 @@ import numpy as np
 from fewshotseg import files
 from fewshotseg.data import geometry
 from fewshotseg.errors import InputError
+from fewshotseg.labels import PLAIN, Labels
 
 EXTENSIONS = (".nii", ".nii.gz")
 MAX_VOXELS = 10**9  # a header can claim any size
@@ -170,16 +171,22 @@ def read_volume(path: str | pathlib.Path) -> Volume:
     )
 
 
-def to_class_ids(volume: Volume, num_foreground_classes: int, path: str | pathlib.Path):
+def to_class_ids(
+    volume: Volume,
+    num_foreground_classes: int,
+    path: str | pathlib.Path,
+    labels: Labels = PLAIN,
+):
     """uint8 `[D, H, W]` class ids of a label map.
 
     Args:
       volume: of the label map.
       num_foreground_classes: n; ids are 0..n.
       path: to name in messages.
+      labels: which values mean what.
 
     Raises:
-      InputError: values that are no whole numbers from 0 to n.
+      InputError: values that are no whole numbers, or of no class.
     """
     found = np.unique(volume.values)
     if np.any(found != np.floor(found)):
@@ -187,12 +194,14 @@ def to_class_ids(volume: Volume, num_foreground_classes: int, path: str | pathli
             f"{path}: the labels hold {_listing(found)}, which are no whole numbers: save class ids, and "
             "resample label maps with nearest neighbour."
         )
-    if found[0] < 0 or found[-1] > num_foreground_classes:
+    try:
+        return labels.from_file(volume.values, num_foreground_classes)
+    except ValueError as error:
+        known = f"0..{num_foreground_classes}" if not labels.ids else str(labels.ids)
         raise InputError(
-            f"{path}: the labels hold {_listing(found)}, but the classes have the ids "
-            f"0..{num_foreground_classes}: correct the labels, or name all classes."
-        )
-    return volume.values.astype(np.uint8)
+            f"{path}: the labels hold {_listing(found)}, but the classes have the ids {known}: correct the "
+            "labels, or name all classes (class_names, class_ids, ignore_id)."
+        ) from error
 
 
 def check_same_grid(image_path, label_path) -> None:
@@ -224,13 +233,13 @@ def write_labels(path: str | pathlib.Path, mask: np.ndarray, like: Volume) -> No
 
     Args:
       path: ends with `.nii` or `.nii.gz`.
-      mask: uint8 `[D, H, W]` in canonical order.
+      mask: uint8 or uint16 `[D, H, W]` in canonical order.
       like: the volume that the ids belong to.
     """
     header = like.file.header.copy()
-    header.set_data_dtype(np.uint8)
+    header.set_data_dtype(mask.dtype)
     header["cal_min"], header["cal_max"] = 0, 0  # a CT's display window would show labels black
-    stored = np.ascontiguousarray(like.orientation.to_stored(mask).astype(np.uint8))
+    stored = np.ascontiguousarray(like.orientation.to_stored(mask))
     image = like.file.__class__(stored, like.file.affine, header)
     image.header.set_slope_inter(1, 0)
     content = image.to_bytes()

@@ -4,11 +4,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fewshotseg import labels
+
 SMOOTHING = 1.0
 
 
 def one_hot_foreground(masks: jax.Array, num_classes: int) -> jax.Array:
-    """Class ids `[B, *spatial]` to float32 `[B, *spatial, num_classes - 1]`, background left out."""
+    """Class ids `[B, *spatial]` to float32 `[B, *spatial, num_classes - 1]`, background left out.
+
+    Pixels to be ignored are background here: a generator draws something there, too.
+    """
     return (masks[..., None] == jnp.arange(1, num_classes, dtype=masks.dtype)).astype(jnp.float32)
 
 
@@ -45,11 +50,11 @@ def segmentation_loss(logits: jax.Array, masks: jax.Array, overlap: str = "dice"
     Args:
       logits: `[B, *spatial, K]`; K = 1: one foreground class through a sigmoid; K > 1: softmax with
         the background first, and the overlap averaged over the K - 1 foreground classes.
-      masks: integer class ids `[B, *spatial]`.
+      masks: integer class ids `[B, *spatial]`; pixels with `labels.IGNORED` have no weight.
       overlap: 'dice' or 'jaccard'.
 
     Returns:
-      `[B]`, at least 0.
+      `[B]`, at least 0; 0 where no pixel has weight.
     """
     num_outputs = logits.shape[-1]
     pixels = tuple(range(1, masks.ndim))
@@ -63,8 +68,10 @@ def segmentation_loss(logits: jax.Array, masks: jax.Array, overlap: str = "dice"
         is_class = masks[..., None] == jnp.arange(num_outputs, dtype=masks.dtype)
         cross_entropy = optax.softmax_cross_entropy(logits, is_class.astype(logits.dtype))
         probabilities = jax.nn.softmax(logits)[..., 1:]
-    overlaps = soft_overlap(probabilities, targets, overlap)
-    return cross_entropy.mean(pixels) + 1.0 - overlaps.mean(-1)
+    counted = (masks != labels.IGNORED).astype(logits.dtype)
+    overlaps = soft_overlap(probabilities * counted[..., None], targets, overlap)
+    mean = (cross_entropy * counted).sum(pixels) / jnp.maximum(counted.sum(pixels), 1.0)
+    return mean + 1.0 - overlaps.mean(-1)
 
 
 def adversarial_loss(logits: jax.Array, is_real: bool, kind: str = "vanilla") -> jax.Array:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fewshotseg import labels
 from fewshotseg.genseg import losses
 from fewshotseg.types import Batch
 
@@ -248,11 +249,15 @@ def recolour(images: jax.Array, used: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def paste(batch: Batch, width: jax.Array | float) -> tuple[jax.Array, jax.Array]:
-    """Images and masks with the donors' objects pasted in; see `feather` for the width."""
+    """Images and masks with the donors' objects pasted in; see `feather` for the width.
+
+    What is to be ignored in a donor stays where it is.
+    """
     host, donor = batch["synthetic_image"], batch["donor_image"]
-    inside = batch["donor_mask"] > 0
+    donors = batch["donor_mask"]
+    inside = (donors > 0) & (donors != labels.IGNORED)
     images = host + feather(inside, width, host.dtype)[..., None] * (donor - host)
-    return images, jnp.where(inside, batch["donor_mask"], batch["synthetic_mask"])
+    return images, jnp.where(inside, donors, batch["synthetic_mask"])
 
 
 def appearance_code(images: jax.Array) -> jax.Array:

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from fewshotseg import labels
+
 EMPTY_MASKS = (
     "Both masks of a case empty: it has no score and is left out of means. "
     "Only the reference empty, a false alarm: Dice, NSD and precision are 0, HD95 is the image's "
@@ -32,6 +34,7 @@ EMPTY_MASKS = (
 )
 CONVENTION = (
     f"Each class of each case is measured at the image's original size. {EMPTY_MASKS} "
+    "Pixels that the reference leaves out (an ignore label) are background in both masks. "
     "What is undefined is null, or an empty cell, and counted in n_nan; the kinds of empty masks are "
     "counted in both_empty, reference_empty and prediction_empty. Jaccard is 0 where Dice is 0. "
     "false_positive_area is the number of predicted pixels where only the reference is empty, and "
@@ -169,7 +172,7 @@ def case_metrics(
 
     Args:
       prediction: class ids, `[H, W]` or `[D, H, W]`.
-      reference: class ids of the same shape.
+      reference: class ids of the same shape; what has `labels.IGNORED` counts as background in both.
       num_classes: including the background, whose id is 0.
       spacing: size of a pixel along each axis, or one number for all; distances are then in its
         unit (mm), otherwise in pixels.
@@ -187,6 +190,8 @@ def case_metrics(
     prediction, reference = np.asarray(prediction), np.asarray(reference)
     if prediction.shape != reference.shape:
         raise ValueError(f"shapes differ: {prediction.shape} predicted, {reference.shape} wanted")
+    counted = labels.counts(reference)
+    prediction, reference = (np.where(counted, mask, 0) for mask in (prediction, reference))
     for name, mask in (("prediction", prediction), ("reference", reference)):
         if mask.size and (mask.min() < 0 or mask.max() >= num_classes):
             raise ValueError(

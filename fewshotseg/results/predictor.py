@@ -12,6 +12,7 @@ import numpy as np
 
 from fewshotseg.data import canvas, volume_files
 from fewshotseg.errors import InputError
+from fewshotseg.labels import PLAIN, Labels
 from fewshotseg.methods import METHODS, segmenter_name
 from fewshotseg.models import factory
 from fewshotseg.results import calibration
@@ -40,6 +41,7 @@ class Predictor:
       network: `predict_probabilities` as a function that JAX can trace, with the weights inside of
         it; None where there is no such function.
       grey_values: of a model of volumes, from the values in a file to those from 0 to 255.
+      labels: the values of the classes in the masks that are written; those of the training masks.
     """
 
     predict_probabilities: PredictProbabilities
@@ -53,6 +55,20 @@ class Predictor:
     notice: str = ""
     network: Callable[[jax.Array], jax.Array] | None = None
     grey_values: volume_files.GreyValues | None = None
+    labels: Labels = PLAIN
+
+    @property
+    def mask_values(self) -> tuple[int, ...]:
+        """What is written for the background and for every class: of pictures of one class, 0 and 255."""
+        number = len(self.class_names)
+        if number == 1 and self.spatial_axes == 2 and not self.labels.ids:
+            return (0, 255)
+        return self.labels.values(number)
+
+    def written(self, mask: np.ndarray) -> np.ndarray:
+        """Class ids as they are written, uint8, or uint16 if one is above 255."""
+        values = Labels(self.mask_values)
+        return values.to_file(mask, len(self.class_names))
 
     @property
     def spatial_axes(self) -> int:
@@ -86,7 +102,8 @@ def load_predictor(folder: str | pathlib.Path, method: str = "") -> Predictor:
     weights, origin, temperature = trained_weights(root / method)
     source = f"{method} of {root} ({why}), {origin}"
     names = run_folder.read_class_names(root)
-    return create_predictor(config, weights, names, source, temperature, method)
+    labels = run_folder.read_labels(root)
+    return create_predictor(config, weights, names, source, temperature, method, labels)
 
 
 def load_ensemble(folders: Sequence[str | pathlib.Path], method: str = "") -> Predictor:
@@ -103,7 +120,8 @@ def load_ensemble(folders: Sequence[str | pathlib.Path], method: str = "") -> Pr
     members = [load_predictor(folder, method) for folder in folders]
     first = members[0]
     for member, folder in zip(members, folders, strict=True):
-        for field in ("class_names", "image_size", "channels", "threshold", "grey_values"):
+        fields = ("class_names", "labels", "image_size", "channels", "threshold", "grey_values")
+        for field in fields:
             ours, theirs = getattr(first, field), getattr(member, field)
             if ours != theirs:
                 raise InputError(
@@ -184,6 +202,7 @@ def create_predictor(
     source: str,
     temperature: float = 1.0,
     method: str = "",
+    labels: Labels = PLAIN,
 ) -> Predictor:
     """A predictor of weights in memory.
 
@@ -194,6 +213,7 @@ def create_predictor(
       source: see `Predictor`.
       temperature: likewise.
       method: that trained them, where it may have a segmenter of its own.
+      labels: see `Predictor`.
     """
     network = create_network(config, len(class_names) + 1, method)
     apply = network.apply
@@ -210,6 +230,7 @@ def create_predictor(
         notice=network.notice,
         network=lambda images: _probabilities(apply(weights, images, None), temperature),
         grey_values=_grey_values(config["data"]),
+        labels=labels,
     )
 
 

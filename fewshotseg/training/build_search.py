@@ -31,6 +31,13 @@ def make_cheaper(segmenter, width, frozen_encoder):
     encoder.widths = tuple(min(channels, narrow(channels)) for channels in encoder.widths)
     if frozen_encoder:
         encoder.trained = "frozen"
+    for network in (segmenter.deeplab, segmenter.swin_unet):
+        if network.weights:  # whose widths are those of the file
+            network.trained = "frozen" if frozen_encoder else network.trained
+        else:
+            for field in ("width", "head_width"):
+                if field in network:
+                    network[field] = min(network[field], narrow(network[field]))
 
 
 def create_search(

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fewshotseg import errors
+from fewshotseg import errors, labels
 from fewshotseg.data import canvas
 from fewshotseg.data.cases import SPATIAL_AXES
 from fewshotseg.genseg import pair_sources
@@ -56,6 +56,9 @@ def check_fields(config) -> None:
         _check_bound(field, value)
         if field.endswith("folder.class_names"):
             _check_names(field, value)
+            block = _value(config, field.removesuffix(".class_names"))
+            found = labels.as_labels(block.class_ids, block.ignore_id)
+            found.check(len(value), field.removesuffix(".class_names"))
     _check_axes(config)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from fewshotseg.data.cases import SOURCES
 from fewshotseg.genseg import pair_sources
 from fewshotseg.genseg.outer_variables import OUTER_VARIABLES
+from fewshotseg.labels import HIGHEST
 from fewshotseg.methods import METHODS
 from fewshotseg.models import efficient_unet, factory, unet
 from fewshotseg.results import synthetic_folder
@@ -66,6 +67,7 @@ BOUNDS: Mapping[str, Bound] = {
     "*phantom.num_cases": at_least(1),
     "*phantom.seed": between(0, SEEDS),
     "*phantom.image_size": at_least(16),
+    "*.ignore_id": between(-1, HIGHEST),
     "*volumes.channel": at_least(0),
     "*volumes.window": between(-1e6, 1e6),
     "*volumes.percentiles": between(0, 100),
@@ -78,6 +80,10 @@ BOUNDS: Mapping[str, Bound] = {
     "*.max_width": at_least(1),
     "segmenter*.widths": at_least(efficient_unet.CHANNELS_PER_GROUP),
     "segmenter*.encoder_rate": at_least(0),
+    "segmenter*.depths": at_least(1),
+    "segmenter*.head_width": at_least(1),
+    "segmenter*.atrous": at_least(1),
+    "segmenter*.window": at_least(2),
     "segmenter*.num_levels": at_least(1),
     "generator*.num_levels": at_least(1),
     "discriminator*.num_levels": at_least(1),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fewshotseg import errors, pictures
+from fewshotseg import errors, labels, pictures
 from fewshotseg.data import canvas, look_alikes
 from fewshotseg.results import predictor, synthetic_folder
 from fewshotseg.runs import checkpoint, folder, log
@@ -96,6 +96,8 @@ def synthesize(config, workdir: pathlib.Path, output: pathlib.Path, num: int) ->
                     pair.mask,
                     f"synthetic pair, made by fewshotseg ({name}), no patient",
                     affine,
+                    labels.of_source(data.source),
+                    data.num_classes - 1,
                 )
                 rows[place] = {"file": path, "source": source, **_row(pair, cases)}
                 rows[place]["seed"] = config.synthesize.seed
@@ -113,6 +115,7 @@ def synthesize(config, workdir: pathlib.Path, output: pathlib.Path, num: int) ->
             "num": num,
             "layout": config.synthesize.layout,
             "classes": list(data.source.class_names),
+            "has_ignored": labels.of_source(data.source).ignored >= 0,
             "image_size": list(spec.image_size),
             "num_axes": len(spec.image_size),
             "channels": spec.channels,

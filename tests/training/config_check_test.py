@@ -90,6 +90,8 @@ NONSENSE = [
     ("data.image_size", 8), ("data.num_test", -1), ("seed", 10**20), ("seed", -1),
     ("methods", ()), ("methods", ("end2edn",)), ("methods", ("joint", "joint")),
     ("data.folder.class_names", ()), ("data.folder.class_names", ("a", "a")),
+    ("data.folder.class_ids", (0,)), ("data.folder.class_ids", (0, -3)),
+    ("data.folder.class_ids", (4, 4)), ("data.folder.ignore_id", 1), ("data.folder.ignore_id", -2),
     ("data.folder.class_names", ("",)), ("outer.num_inner_steps", 0), ("outer.start", 10**6),
     ("outer.every", 0), ("outer.estimator", "neuman"), ("diagnose.inner_steps", ()),
     ("diagnose.inner_steps", (1, 0)), ("diagnose.repeats", 0), ("train.ema_decay", 1.0),

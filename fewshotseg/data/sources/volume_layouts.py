@@ -14,6 +14,7 @@ from typing import Any
 
 from fewshotseg.data import volume_files
 from fewshotseg.errors import InputError
+from fewshotseg.labels import PLAIN, Labels
 
 IMAGE_FOLDERS = ("imagesTr", "images")
 LABEL_FOLDERS = ("labelsTr", "labels", "masks")
@@ -26,14 +27,16 @@ class Layout:
     Attributes:
       images: path by id.
       labels: likewise; the same ids.
-      class_names: the foreground classes, with the ids 1, 2, ...; () if nothing tells.
+      class_names: the foreground classes, in the order of their values; () if nothing tells.
       faults: message by id, of files that make no case.
+      values: those of the classes in the label maps.
     """
 
     images: dict[str, pathlib.Path]
     labels: dict[str, pathlib.Path]
     class_names: tuple[str, ...]
     faults: dict[str, str]
+    values: Labels = PLAIN
 
 
 def read_folder(folder: pathlib.Path, channel: int = 0) -> Layout:
@@ -49,10 +52,10 @@ def read_folder(folder: pathlib.Path, channel: int = 0) -> Layout:
     require_folder(folder, "the volumes")
     path = folder / "dataset.json"
     about = _read_json(path) if path.is_file() else {}
-    names = class_names_of(about["labels"], path) if "labels" in about else ()
+    names, values = classes_of(about["labels"], path) if "labels" in about else ((), PLAIN)
     if "training" in about:
-        images, labels, faults = _listed(about["training"], folder, path)
-        return Layout(images, labels, names, faults)
+        images, maps, faults = _listed(about["training"], folder, path)
+        return Layout(images, maps, names, faults, values)
     places = []
     for kinds in (IMAGE_FOLDERS, LABEL_FOLDERS):
         there = [folder / kind for kind in kinds if (folder / kind).is_dir()]
@@ -62,7 +65,7 @@ def read_folder(folder: pathlib.Path, channel: int = 0) -> Layout:
                 f"{' or '.join(kinds)}: give data.volumes.images_dir and labels_dir."
             )
         places.append(there[0])
-    return dataclasses.replace(pair_folders(*places, channel), class_names=names)
+    return dataclasses.replace(pair_folders(*places, channel), class_names=names, values=values)
 
 
 def pair_folders(images: pathlib.Path, labels: pathlib.Path, channel: int = 0) -> Layout:
@@ -96,28 +99,32 @@ def pair_folders(images: pathlib.Path, labels: pathlib.Path, channel: int = 0) -
     return Layout(pairs, {stem: found[1][stem] for stem in pairs}, (), faults)
 
 
-def class_names_of(labels: Mapping[str, Any], path: pathlib.Path) -> tuple[str, ...]:
-    """The foreground classes of the `labels` of a dataset.json, either way round.
+def classes_of(labels: Mapping[str, Any], path: pathlib.Path) -> tuple[tuple[str, ...], Labels]:
+    """The foreground classes of the `labels` of a dataset.json, either way round, and their values.
+
+    0 is the background. What is called 'ignore', as in nnU-Net, is no class.
 
     Raises:
-      InputError: regions of several ids, an ignore label, ids with gaps, or no background.
+      InputError: regions of several ids, a number twice, no background, or no class.
     """
     try:
         if all(str(key).isdigit() for key in labels):
             by_id = {int(key): str(name) for key, name in labels.items()}
         else:
             by_id = {int(number): str(name) for name, number in labels.items()}
+        ignored = next((i for i, name in by_id.items() if name == "ignore"), -1)
     except (AttributeError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: the labels are {labels!r}: give one number for every class; regions of several "
             "numbers are not read."
         ) from error
-    if sorted(by_id) != list(range(len(labels))) or len(by_id) < 2 or "ignore" in by_id.values():
+    ids = tuple(sorted(by_id.keys() - {ignored}))
+    if len(by_id) < len(labels) or len(ids) < 2 or ids[0] != 0:
         raise InputError(
-            f"{path}: the labels are {labels!r}: number them 0 (background), 1, 2, ... without gaps, "
-            "and without an ignore label."
+            f"{path}: the labels are {labels!r}: give the background 0, and every class another number."
         )
-    return tuple(by_id[number] for number in range(1, len(by_id)))
+    gaps = ids != tuple(range(len(ids)))
+    return tuple(by_id[number] for number in ids[1:]), Labels(ids if gaps else (), ignored)
 
 
 def require_folder(folder: pathlib.Path, holds: str) -> None:
