@@ -263,6 +263,12 @@ def test_a_file_of_torchvision_computes_what_torchvision_does(tmp_path):
     wanted = jax.image.resize(small, (1, 21, 18, 2), "linear")
     found = tiny.jit(network.apply)(params, images, None)
     np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-4 * float(np.abs(wanted).max()))
+    frozen = module.clone(trained="frozen")
+    slopes = tiny.jit(jax.grad(lambda p: (frozen.apply({"params": p}, images) ** 2).sum()))(params)
+    assert frozen.rates() == {"encoder": 0.0} and not any(
+        map(np.any, jax.tree.leaves(slopes["encoder"]))
+    )
+    assert all(map(np.any, jax.tree.leaves(slopes["logits"])))
     with pytest.raises(errors.InputError, match="of a network for pictures: use '' for volumes"):
         jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 8, 8, 8, 1)))
 
