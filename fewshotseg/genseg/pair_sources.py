@@ -43,12 +43,14 @@ class Tools(NamedTuple):
       refine: likewise.
       use: theta -> the outer variables in use.
       num_classes: background included.
+      sample: of a `levels.Family`.
     """
 
     draw: Callable | None = None
     refine: Callable | None = None
     use: Callable | None = None
     num_classes: int = 2
+    sample: Callable | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +134,17 @@ def _appearance(tools: Tools):
     return make
 
 
+def _sampled(tools: Tools):
+    """Images with masks that a generator draws together from noise: of no case. See `wgan.py`."""
+
+    def make(state, theta, batch, keys):
+        images, masks = tools.sample(state, theta, keys)
+        nothing = jnp.full_like(batch["synthetic_case"], NO_CASE)
+        return Pairs(images, masks, _provenance(nothing))
+
+    return make
+
+
 def _cutmix(tools: Tools, *, largest_share: float):
     """A box of the donor in the host, image and label (Yun et al., ICCV 2019).
 
@@ -179,6 +192,7 @@ PAIR_SOURCES: Mapping[str, PairSource] = {
     "colour_transfer": PairSource(_colour_transfer, donors=True),
     "generator": PairSource(_generator, images=False, variables=("architecture",)),
     "appearance": PairSource(_appearance, images=False, donors=True, variables=("architecture",)),
+    "sampled": PairSource(_sampled, images=False, variables=("architecture",)),
     "composite": PairSource(
         _composite, donors=True, variables=("architecture", "blend_width", "residual_gain")
     ),

@@ -140,6 +140,7 @@ def _check_combinations(config):
     for field, levels in leaves(config):
         if field.endswith(".num_levels") and not field.startswith("generator"):
             _check_levels(field, levels, min(canvas.as_size(config.data.image_size)))
+    _check_scales(config)
     if config.optim.warmup_steps >= config.train.num_steps:
         raise errors.InputError(
             f"optim.warmup_steps is {config.optim.warmup_steps}: it must be below "
@@ -152,6 +153,19 @@ def _check_levels(field, levels, image_size):
     most = image_size.bit_length() - 1
     if levels > most:
         raise _fault(field, levels, f"{image_size} pixels can be halved {most} times at most")
+
+
+def _check_scales(config):
+    """The coarsest discriminator has a patch left: two of its layers take one pixel off without halving."""
+    block = config.discriminator[config.discriminator.name]
+    size = min(canvas.as_size(config.data.image_size))
+    most = max((n for n in range(1, 5) if (size >> (n - 1 + block.num_levels)) > 2), default=1)
+    if block.num_scales > most:
+        raise _fault(
+            "discriminator.patchgan.num_scales",
+            block.num_scales,
+            f"with num_levels={block.num_levels}, {size} pixels have room for {most}",
+        )
 
 
 def _check_outer(config):

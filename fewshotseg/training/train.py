@@ -64,6 +64,9 @@ def train_and_evaluate(experiment: Experiment, workdir: pathlib.Path) -> None:
         # Programs of finished methods are of no more use, and a process may only hold so many: the
         # 65,530 memory maps that Linux allows are used up after a few runs.
         jax.clear_caches()
+    if devices.is_main():  # at the end, for the judge is one of the methods
+        for name in experiment.methods:
+            experiment.measure_pairs(workdir, name)
 
 
 def search_theta(experiment: Experiment, name: str, folder: pathlib.Path):
