@@ -1,7 +1,9 @@
 """The live page's server: what it answers, and to whom. Attacks over real sockets; it lives on."""
 
+import asyncio
 import concurrent.futures
 import contextlib
+import dataclasses
 import io
 import pathlib
 import socket
@@ -20,6 +22,7 @@ from websockets.sync.client import connect
 
 from fewshotseg import commands
 from fewshotseg.errors import InputError
+from fewshotseg.labels import Labels
 from fewshotseg.results.predictor import probabilities_of, segment_images
 from fewshotseg.web import live, security, server
 
@@ -90,6 +93,17 @@ def test_several_classes_have_a_plane_of_ids():
     (mask,) = segment_images(predictor, [_picture()], ["a"], 1)
     np.testing.assert_array_equal(planes[1], mask)
     assert set(np.unique(mask)) == {0, 1, 2} and planes[0].max() == 255
+
+
+def test_the_page_knows_the_values_of_masks_and_refuses_those_that_it_cannot_save():
+    predictor = make_predictor(grey_levels, ("grey", "bright"))
+    assert make_predictor().mask_values == (0, 255) and predictor.mask_values == (0, 1, 2)
+    gaps = dataclasses.replace(predictor, labels=Labels((0, 3, 7)))
+    (route,) = (r for r in server.create_app(gaps, "m").routes if r.path == "/model.json")
+    assert b'"mask_values":[0,3,7]' in asyncio.run(route.endpoint(None)).body
+    large = dataclasses.replace(predictor, labels=Labels((0, 3, 300)))
+    with pytest.raises(InputError, match="class_ids has 300, .*masks of 8 bits.*--mode=predict"):
+        server.create_app(large, "m")
 
 
 def test_frames_are_answered_one_by_one(site):
