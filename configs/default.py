@@ -83,6 +83,13 @@ def get_config(arg: str = "") -> ConfigDict:
     # (depth, height, width): feet to head, front to back, right to left.
     config.data.image_size = FieldReference(96, field_type=object)
     config.data.channels = 3  # 1 or 3
+    # 'squash': every axis of a case is resized to that of the canvas | 'tiles': cases keep their size, and
+    # networks see tiles of image_size; predictions are made in overlapping tiles.
+    config.data.fit = "squash"
+    config.data.tiles = ConfigDict()
+    config.data.tiles.spacing = ()  # of volumes: resampled to (depth, height, width) mm; () as they are
+    config.data.tiles.overlap = 0.5  # of neighbours, in prediction; share of a tile
+    config.data.tiles.foreground_share = 0.5  # of training tiles: drawn around a pixel of a class
     # Labelled cases the weights are trained on, and those of the outer loss and the selection;
     # both 0: all that are not test cases, a fifth of them to validate.
     config.data.num_train = 32

@@ -12,6 +12,7 @@ from fewshotseg import errors
 from fewshotseg.data import batches, canvas, split_files, splits
 from fewshotseg.data.sources import folder, phantom, volumes
 from fewshotseg.data.survey import Survey
+from fewshotseg.data.tiles import Tiles
 from fewshotseg.types import CaseSource
 
 TEST_FRACTION = 0.2  # of the cases, where nothing else says which ones test
@@ -28,6 +29,7 @@ class Data:
       validation: likewise.
       test_sets: name -> (source, ids); the own one is called 'test'.
       survey: what was seen of the source's cases.
+      tiles: how networks see cases, if not squashed to a canvas.
     """
 
     source: CaseSource
@@ -36,6 +38,7 @@ class Data:
     validation: Mapping[str, np.ndarray]
     test_sets: Mapping[str, tuple[CaseSource, tuple[str, ...]]]
     survey: Survey
+    tiles: Tiles | None = None
 
     @property
     def num_classes(self) -> int:
@@ -167,7 +170,7 @@ def create_split(
         test_fraction=TEST_FRACTION,
         survey=survey,
         further={
-            name: (Survey(other, survey.size), _test_ids(name, other, source))
+            name: (Survey(other, survey.size, survey.tiles), _test_ids(name, other, source))
             for name, other in (test_sources or {}).items()
         },
     )
@@ -184,6 +187,7 @@ def create_data(
     image_size: canvas.Size,
     channels: int,
     test_sources: Mapping[str, CaseSource] | None = None,
+    tiles: Tiles | None = None,
     **draw: Any,
 ) -> Data:
     """Draws the few-shot split and loads the training and validation cases.
@@ -193,15 +197,18 @@ def create_data(
       image_size: of the networks, in pixels.
       channels: 1 or 3.
       test_sources: further test sets by name.
+      tiles: how networks see cases, if not squashed to a canvas.
       **draw: what else `create_split` takes.
 
     Raises:
       InputError: not enough cases, bad lists, no foreground, or a case that cannot be read.
     """
-    survey, test_sources = Survey(source, image_size), test_sources or {}
+    survey, test_sources = Survey(source, image_size, tiles), test_sources or {}
     split = create_split(survey, test_sources=test_sources, **draw)
-    train = batches.load_arrays(source, split.train, image_size, channels)
-    validation = batches.load_arrays(source, split.validation, image_size, channels)
+    train, validation = (
+        batches.load_arrays(source, ids, image_size, channels, tiles)
+        for ids in (split.train, split.validation)
+    )
     if not train["mask"].any():
         raise errors.InputError(
             f"none of the {len(split.train)} training masks of {source.name} has any foreground: "
@@ -210,7 +217,7 @@ def create_data(
     test_sets = {"test": (source, split.test)}
     for name, other in test_sources.items():
         test_sets[name] = (other, _test_ids(name, other, source))
-    return Data(source, split, train, validation, test_sets, survey)
+    return Data(source, split, train, validation, test_sets, survey, tiles)
 
 
 def spread(ids: tuple[str, ...], number: int) -> tuple[str, ...]:

@@ -81,7 +81,8 @@ def evaluate(
         chunk = [source.load(case_id) for case_id in case_ids[start : start + batch_size]]
         labels = [f"{source.name}, case {case.id}" for case in chunk]
         pixels = [case.image for case in chunk]
-        found = probabilities_of(predictor, pixels, labels, batch_size)
+        spacings = [case.spacing for case in chunk]
+        found = probabilities_of(predictor, pixels, labels, batch_size, spacings)
         for case, probabilities in zip(chunk, found, strict=True):
             _check_reference(case, probabilities.shape[:-1], names, source.name)
             rows += _case_rows(case, probabilities, predictor, nsd_tolerance)

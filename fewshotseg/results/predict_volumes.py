@@ -138,7 +138,7 @@ def _predict_one(predictor, path, key, folder, overlays, wants_probabilities, sp
         raise _Unreadable(str(error)) from error
     image = predictor.grey_values(volume.values)[..., None]
     read = time.perf_counter()
-    (found,) = probabilities_of(predictor, [image], [key], 1)
+    (found,) = probabilities_of(predictor, [image], [key], 1, [volume.spacing])
     mask = canvas.probabilities_to_mask(found, predictor.threshold)
     segmented = time.perf_counter()
     name = f"{key}.dcm" if path.is_dir() else key

@@ -90,6 +90,8 @@ def _check_choice(field, value):
 def _check_bound(field, value):
     for row in rows(BOUNDS, field):
         values = value if isinstance(value, tuple | list) else (value,)
+        if not values and rows(MAY_BE_EMPTY, field):
+            continue
         if not values or not all(BOUNDS[row].holds(v) for v in values):
             raise _fault(field, value, f"use {BOUNDS[row]}")
 
@@ -107,6 +109,12 @@ def _check_axes(config):
     if numbers != axes:
         sizes = "(depth, height, width)" if axes == 3 else "a number, or (height, width)"
         raise _fault("data.image_size", size, f"with data.source={source!r}, give {sizes}")
+    spacing, allowed = config.data.tiles.spacing, (0, 3) if axes == 3 else (0,)
+    if len(spacing) not in allowed:
+        remedy = "give (depth, height, width) in mm, or ()" if axes == 3 else "pictures have none"
+        raise _fault("data.tiles.spacing", tuple(spacing), remedy)
+    if len(spacing) and config.data.fit != "tiles":
+        raise _fault("data.tiles.spacing", tuple(spacing), "it is for data.fit='tiles'")
     for name, fields in config.test_sets.items():
         if SPATIAL_AXES.get(fields.source, 2) != axes:
             raise _fault(
@@ -208,6 +216,12 @@ def _fault(field, value, remedy):
 
 
 def _check_search(config, name, method):
+    if config.data.fit == "tiles":
+        raise _fault(
+            "data.fit",
+            config.data.fit,
+            f"{name} judges whole cases that are held out, use 'squash', or another method",
+        )
     if method.draws:
         raise _fault(
             "pairs.sources",

@@ -70,6 +70,9 @@ BOUNDS: Mapping[str, Bound] = {
     "*volumes.window": between(-1e6, 1e6),
     "*volumes.percentiles": between(0, 100),
     "data.image_size": at_least(16),
+    "data.tiles.spacing": above(0),
+    "data.tiles.overlap": between(0, 0.9),
+    "data.tiles.foreground_share": between(0, 1),
     "data.num_train": at_least(0),
     "data.num_validation": at_least(0),
     "data.num_test": at_least(0),
@@ -155,6 +158,7 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "predict.method": ("", *METHODS),
     "synthesize.layout": tuple(synthetic_folder.LAYOUTS),
     "data.source": tuple(SOURCES),
+    "data.fit": ("squash", "tiles"),
     "test_sets.*.source": tuple(SOURCES),
     "*phantom.style": ("dermoscopy", "ultrasound"),
     "segmenter.name": tuple(factory.SEGMENTERS),
@@ -179,5 +183,5 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "outer.variables": tuple(OUTER_VARIABLES),
     "cross_fit.variables": tuple(OUTER_VARIABLES),
 }
-MAY_BE_EMPTY = ("outer.variables", "augment.*.flip_axes")
+MAY_BE_EMPTY = ("outer.variables", "augment.*.flip_axes", "data.tiles.spacing")
 DIVIDED = ("pretrain.batch_size", "train.batch_size", "outer.batch_size")  # over the devices

@@ -13,8 +13,9 @@ from fewshotseg.data.sources.volumes import VolumeSource
 from fewshotseg.data.volume_files import GreyValues
 from fewshotseg.errors import InputError
 from fewshotseg.results.evaluate import evaluate
+from fewshotseg.results.flips import with_flips
 from fewshotseg.results.predict_volumes import predict_volumes
-from fewshotseg.results.predictor import Predictor, with_flips
+from fewshotseg.results.predictor import Predictor
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of its SWIG types
