@@ -87,7 +87,8 @@ def get_config(arg: str = "") -> ConfigDict:
     # networks see tiles of image_size; predictions are made in overlapping tiles.
     config.data.fit = "squash"
     config.data.tiles = ConfigDict()
-    config.data.tiles.spacing = ()  # of volumes: resampled to (depth, height, width) mm; () as they are
+    # Of volumes: resampled to (depth, height, width) in mm; three zeros: as they are.
+    config.data.tiles.spacing = (0.0, 0.0, 0.0)
     config.data.tiles.overlap = 0.5  # of neighbours, in prediction; share of a tile
     config.data.tiles.foreground_share = 0.5  # of training tiles: drawn around a pixel of a class
     # Labelled cases the weights are trained on, and those of the outer loss and the selection;

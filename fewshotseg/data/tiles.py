@@ -57,7 +57,7 @@ class Tiles:
         if len(spacing) != len(shape):
             raise InputError(
                 f"{name}: data.tiles.spacing is {self.spacing}, but this image does not say how large "
-                "its pixels are: leave data.tiles.spacing empty."
+                "its pixels are: leave it at three zeros."
             )
         return tuple(
             max(1, round(n * old / new))
@@ -115,7 +115,7 @@ def create(data: Mapping[str, Any]) -> Tiles | None:
     fields = data["tiles"]
     return Tiles(
         canvas.as_size(data["image_size"]),
-        tuple(fields["spacing"]),
+        tuple(fields["spacing"]) if any(fields["spacing"]) else (),
         fields["overlap"],
         fields["foreground_share"],
     )

@@ -90,8 +90,6 @@ def _check_choice(field, value):
 def _check_bound(field, value):
     for row in rows(BOUNDS, field):
         values = value if isinstance(value, tuple | list) else (value,)
-        if not values and rows(MAY_BE_EMPTY, field):
-            continue
         if not values or not all(BOUNDS[row].holds(v) for v in values):
             raise _fault(field, value, f"use {BOUNDS[row]}")
 
@@ -109,12 +107,7 @@ def _check_axes(config):
     if numbers != axes:
         sizes = "(depth, height, width)" if axes == 3 else "a number, or (height, width)"
         raise _fault("data.image_size", size, f"with data.source={source!r}, give {sizes}")
-    spacing, allowed = config.data.tiles.spacing, (0, 3) if axes == 3 else (0,)
-    if len(spacing) not in allowed:
-        remedy = "give (depth, height, width) in mm, or ()" if axes == 3 else "pictures have none"
-        raise _fault("data.tiles.spacing", tuple(spacing), remedy)
-    if len(spacing) and config.data.fit != "tiles":
-        raise _fault("data.tiles.spacing", tuple(spacing), "it is for data.fit='tiles'")
+    _check_spacing(tuple(config.data.tiles.spacing), config.data.fit, axes)
     for name, fields in config.test_sets.items():
         if SPATIAL_AXES.get(fields.source, 2) != axes:
             raise _fault(
@@ -133,6 +126,15 @@ def _check_axes(config):
             raise _fault(
                 f"augment.{field}", tuple(flipped), f"there are {axes} axes, -1 is the last"
             )
+
+
+def _check_spacing(spacing, fit, axes):
+    if len(spacing) != 3 or (any(spacing) and not all(spacing)):
+        raise _fault(
+            "data.tiles.spacing", spacing, "give (depth, height, width) in mm, or three zeros"
+        )
+    if any(spacing) and (axes, fit) != (3, "tiles"):
+        raise _fault("data.tiles.spacing", spacing, "it is for volumes, with data.fit='tiles'")
 
 
 def _check_combinations(config):

@@ -70,7 +70,7 @@ BOUNDS: Mapping[str, Bound] = {
     "*volumes.window": between(-1e6, 1e6),
     "*volumes.percentiles": between(0, 100),
     "data.image_size": at_least(16),
-    "data.tiles.spacing": above(0),
+    "data.tiles.spacing": at_least(0),
     "data.tiles.overlap": between(0, 0.9),
     "data.tiles.foreground_share": between(0, 1),
     "data.num_train": at_least(0),
@@ -183,5 +183,5 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "outer.variables": tuple(OUTER_VARIABLES),
     "cross_fit.variables": tuple(OUTER_VARIABLES),
 }
-MAY_BE_EMPTY = ("outer.variables", "augment.*.flip_axes", "data.tiles.spacing")
+MAY_BE_EMPTY = ("outer.variables", "augment.*.flip_axes")
 DIVIDED = ("pretrain.batch_size", "train.batch_size", "outer.batch_size")  # over the devices
