@@ -30,6 +30,7 @@ def get_config(arg=""):
     config.pretrain.num_steps = config.train.num_steps = 200
     config.pretrain.batch_size = config.train.batch_size = config.outer.batch_size = 2
     config.evaluate.batch_size = 4
+    config.evaluate.nsd_mm = 2.0
     config.eval_every, config.sample_every, config.checkpoint_every = 50, 100, 100
     default.apply_choices(config, arg)
     return config

@@ -14,6 +14,7 @@ from fewshotseg.data import canvas
 from fewshotseg.data.cases import SPATIAL_AXES
 from fewshotseg.genseg import pair_sources
 from fewshotseg.methods import GENERATED
+from fewshotseg.results import centre_lines
 from fewshotseg.training import devices
 from fewshotseg.training.build_pairs import FAMILIES, moving_variables, resolve_method
 from fewshotseg.training.config_tables import BOUNDS, CHOICES, DIVIDED, MAY_BE_EMPTY
@@ -57,6 +58,8 @@ def check_fields(config) -> None:
         if field.endswith("folder.class_names"):
             _check_names(field, value)
     _check_axes(config)
+    if config.evaluate.cldice:
+        centre_lines.require_skimage()
 
 
 def leaves(config, prefix: str = "") -> Iterator[tuple[str, Any]]:

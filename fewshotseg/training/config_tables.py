@@ -144,6 +144,7 @@ BOUNDS: Mapping[str, Bound] = {
     "diagnose.repeats": at_least(1),
     "*_every": at_least(1),
     "evaluate.nsd_tolerance": above(0),
+    "evaluate.nsd_mm": at_least(0),
     "evaluate.threshold": between(0, 1, open_low=True, open_high=True),
 }
 
