@@ -383,9 +383,9 @@ def test_reads_what_evaluation_writes(tmp_path):
     for name in ("pooled_dice", "ece"):
         assert score.pooled[name] == pytest.approx(summary["mean"][name])
     page = _page([run], tmp_path)
-    assert "clDice" in page
+    assert ">clDice<" in page
     other = _make_run(tmp_path / "other", {"real_only": [0.5, 0.7]})
-    assert "clDice" not in _page([other], tmp_path / "second")
+    assert ">clDice<" not in _page([other], tmp_path / "second")
     assert "worst 1" in page and "tolerance of 0.01 of the image" in page
     assert list((tmp_path / "page" / "report").glob("reliability_*.png"))
     assert "real_only 1.310 (expected calibration error there 0.051, now \u2013)" in page
