@@ -43,7 +43,8 @@ def source_config() -> ConfigDict:
     config.volumes.labels_dir = ""
     config.volumes.class_names = ()  # ids 1, 2, ...; () for those in FOLDER/dataset.json
     config.volumes.channel = 0  # of CASE_0000, CASE_0001, ...: which one
-    # Values that become black and white, as (-160.0, 240.0) HU in CT; two equal ones: percentiles.
+    # Values that become black and white, as (-160.0, 240.0) HU in CT; two equal ones: percentiles. Also
+    # of the volumes of the source 'tfds'.
     config.volumes.window = (0.0, 0.0)
     config.volumes.percentiles = (0.5, 99.5)  # of each volume's own values
     config.volumes.include = ""  # as above
@@ -97,6 +98,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.num_validation = 8
     config.data.num_test = 0  # at most so many test cases, evenly spaced; 0 for all
     config.data.split_file = ""  # JSON lists of ids, such as {"pool": [], "test": []}: docs/data.md
+    config.data.fold = 0  # which one, if the split file is nnU-Net's splits_final.json
     # Further test sets, e.g. out of domain: 'NAME=FOLDER,...', FOLDER with images and masks, or
     # IMAGES:MASKS, or PAIRS.csv; in a configuration file also name -> source_config().
     config.test_folders = ""
@@ -349,7 +351,8 @@ def apply_choices(config: ConfigDict, arg: str) -> None:
 
 def run_local(config: ConfigDict) -> None:
     """Shrinks an experiment to a minute, to see that everything works."""
-    config.data.image_size = (16, 16, 16) if config.data.source == "volumes" else 32
+    size = config.data.image_size
+    config.data.image_size = (16, 16, 16) if isinstance(size, tuple) and len(size) == 3 else 32
     config.data.num_train, config.data.num_validation, config.data.num_test = 6, 2, 4
     config.data.phantom.num_cases = 60
     for test_set in config.test_sets.values():

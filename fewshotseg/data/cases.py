@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from fewshotseg import errors
-from fewshotseg.data import batches, canvas, split_files, splits
-from fewshotseg.data.sources import folder, phantom, volumes
+from fewshotseg.data import batches, canvas, nnunet_folds, split_files, splits
+from fewshotseg.data.sources import folder, phantom, tfds, volumes
 from fewshotseg.data.survey import Survey
 from fewshotseg.data.tiles import Tiles
 from fewshotseg.types import CaseSource
@@ -66,8 +66,6 @@ def _folder(fields: Mapping[str, Any], strict: bool) -> CaseSource:
 
 
 def _tfds(fields: Mapping[str, Any], strict: bool) -> CaseSource:
-    from fewshotseg.data.sources import tfds  # slow to import
-
     del strict  # prepared data has been checked
     return tfds.TfdsSource(**fields)
 
@@ -83,7 +81,16 @@ SOURCES: Mapping[str, Callable[[Mapping[str, Any], bool], CaseSource]] = {
     "tfds": _tfds,
     "volumes": _volumes,
 }
-SPATIAL_AXES = {"volumes": 3}  # of a source's cases; 2 of all others
+
+
+def spatial_axes(name: str, fields: Mapping[str, Any]) -> int:
+    """Of a source's cases: 2 of pictures, 3 of volumes.
+
+    Args:
+      name: a key of `SOURCES`.
+      fields: of its block.
+    """
+    return 3 if name == "volumes" or (name == "tfds" and fields["name"] in tfds.VOLUMES) else 2
 
 
 def create_source(name: str, fields: Mapping[str, Any], strict: bool = True) -> CaseSource:
@@ -144,6 +151,7 @@ def create_split(
     seed: int,
     num_test: int = 0,
     split_file: str = "",
+    fold: int = 0,
     test_sources: Mapping[str, CaseSource] | None = None,
 ) -> split_files.Split:
     """Few-shot split of the seed, or the lists of a file; see `splits.few_shot_split`.
@@ -155,13 +163,16 @@ def create_split(
       num_validation: validation cases.
       seed: of the draw.
       num_test: at most so many test cases, evenly spaced; 0 for all.
-      split_file: lists of ids; '' for none.
+      split_file: lists of ids, or nnU-Net's list of folds; '' for none.
+      fold: which one of these.
       test_sources: further test sets by name.
 
     Raises:
       InputError: not enough cases, bad lists, or a further test set with other classes.
     """
     source, lists = survey.source, split_file or None
+    if split_file:
+        lists = nnunet_folds.read(split_file, fold, source.ids) or lists
     draw = functools.partial(
         splits.few_shot_split,
         source,
@@ -251,9 +262,12 @@ def _test_ids(name: str, source: CaseSource, ours: CaseSource) -> tuple[str, ...
 
 def _draw_all(draw, source, lists, tries=5):
     """Takes as many labelled cases as there are; look-alikes of test cases may reduce the number."""
-    if lists:
+    if isinstance(lists, Mapping):  # a fold
+        free = len(lists["pool"])
+    elif lists:
         raise errors.InputError("data.num_train is 0: with data.split_file, give numbers.")
-    free = len(source.ids) - round(TEST_FRACTION * len(source.ids))
+    else:
+        free = len(source.ids) - round(TEST_FRACTION * len(source.ids))
     for left in range(tries, 0, -1):
         num_validation = max(1, free // 5)
         try:

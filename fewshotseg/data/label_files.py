@@ -31,7 +31,9 @@ def stem_of(path: pathlib.Path) -> str:
     return path.stem if path.suffix.lower() == ".dcm" else volume_files.stem_of(path)
 
 
-def read_labels(path: pathlib.Path, image: Volume, class_names: Sequence[str]) -> np.ndarray:
+def read_labels(
+    path: pathlib.Path, image: Volume, class_names: Sequence[str], data: bytes | None = None
+) -> np.ndarray:
     """uint8 `[D, H, W]` class ids in the canonical order of the image they belong to.
 
     Args:
@@ -39,20 +41,20 @@ def read_labels(path: pathlib.Path, image: Volume, class_names: Sequence[str]) -
         the folder of PNG slices of a series.
       image: that it belongs to.
       class_names: the foreground classes.
+      data: what a NIfTI file holds, where that came another way; then `path` only names it in messages.
 
     Raises:
       InputError: unreadable, another grid, or values that are no class ids.
     """
-    if path.is_dir():
+    if data is None and path.is_dir():
         stored = dicom_segmentations.read_slices(path, _series_of(image.file, path))
     elif path.suffix.lower() == ".dcm":
         labels, affine = dicom_segmentations.read(path, class_names)
         turn = _onto(image.file, labels.shape, affine, path, "the image")
         stored = turn.to_canonical(labels)
     else:
-        header = volume_files.read_header(path)
-        turn = _onto(image.file, header.shape[:3], header.affine, path, "the image")
-        read = volume_files.read_volume(path)
+        read = volume_files.read_volume(path, data)
+        turn = _onto(image.file, read.file.shape[:3], read.file.affine, path, "the image")
         stored = turn.to_canonical(read.orientation.to_stored(read.values))
     return to_class_ids(image.orientation.to_canonical(stored), len(class_names), path)
 

@@ -100,17 +100,21 @@ def stem_of(path: str | pathlib.Path) -> str:
     return name[:-4] if name.lower().endswith(".nii") else name
 
 
-def read_header(path: str | pathlib.Path) -> Any:
+def read_header(path: str | pathlib.Path, data: bytes | None = None) -> Any:
     """A file as a nibabel image of three axes whose values have not been read.
 
     Of the folder of a DICOM series, its `dicom_files.Series`, which has `shape` and `affine` too.
+
+    Args:
+      path: of the file or folder.
+      data: what the file holds, where that came another way; then `path` only names it in messages.
 
     Raises:
       InputError: nibabel is not installed, the file is missing, empty or no NIfTI, has four axes, or an
         affine that places it nowhere; or as for `dicom_files.read_header`.
     """
     path = pathlib.Path(path)
-    if path.is_dir():
+    if data is None and path.is_dir():
         return dicom_files.read_header(path)
     try:
         import nibabel
@@ -119,10 +123,10 @@ def read_header(path: str | pathlib.Path) -> Any:
             f"{path}: volumes need nibabel: pip install 'fewshotseg[volumes]' (in a clone, "
             "'.[volumes]')."
         ) from error
-    if not path.is_file():
+    if data is None and not path.is_file():
         raise InputError(f"{path}: there is no such file.")
     try:
-        image = nibabel.load(path)
+        image = nibabel.load(path) if data is None else _from_bytes(data)
         shape, affine = tuple(map(int, image.shape)), image.affine
     except PermissionError as error:
         raise InputError(f"{path}: no permission to read this file.") from error
@@ -134,9 +138,12 @@ def read_header(path: str | pathlib.Path) -> Any:
     while axes > 3 and shape[axes - 1] == 1:
         axes -= 1
     if axes != 3 or not isinstance(image, nibabel.Nifti1Image):
+        remedy = "save each time point or channel as a file of its own"
+        if axes < 3:
+            remedy = "give the whole volume, and labels of all its slices"
         raise InputError(
             f"{path}: the file has {axes} axes ({' x '.join(map(str, shape))}), but a volume has three: "
-            "save each time point or channel as a file of its own."
+            f"{remedy}."
         )
     if not 0 < np.prod(shape, dtype=float) <= MAX_VOXELS:
         raise InputError(
@@ -148,13 +155,21 @@ def read_header(path: str | pathlib.Path) -> Any:
     return image
 
 
-def read_volume(path: str | pathlib.Path) -> Volume:
-    """Reads a volume.
+def _from_bytes(data: bytes) -> Any:
+    import nibabel
+
+    if data[:2] == b"\x1f\x8b":
+        data = gzip.decompress(data)
+    return nibabel.Nifti1Image.from_bytes(data)
+
+
+def read_volume(path: str | pathlib.Path, data: bytes | None = None) -> Volume:
+    """Reads a volume; arguments as for `read_header`.
 
     Raises:
       InputError: as for `read_header`, or the file is truncated, holds no numbers, or NaN or infinity.
     """
-    image = read_header(path)
+    image = read_header(path, data)
     shape = tuple(image.shape[:3])
     try:
         if isinstance(image, dicom_files.Series):

@@ -188,7 +188,7 @@ def create_predictor(
 
 
 def _grey_values(data: Mapping[str, Any]) -> volume_files.GreyValues | None:
-    if data.get("source") != "volumes":
+    if len(canvas.as_size(data["image_size"])) != 3:
         return None
     fields = data["volumes"]
     return volume_files.GreyValues(tuple(fields["window"]), tuple(fields["percentiles"]))

@@ -12,7 +12,10 @@ from fewshotseg.types import CaseSource
 
 def create_source(fields, strict: bool = True) -> CaseSource:
     """The source that a `source_config()` of configs/default.py names."""
-    return cases.create_source(fields.source, dict(fields.get(fields.source, {})), strict)
+    block = dict(fields.get(fields.source, {}))
+    if fields.source == "tfds" and cases.spatial_axes("tfds", block) == 3:
+        block |= {name: tuple(fields.volumes[name]) for name in ("window", "percentiles")}
+    return cases.create_source(fields.source, block, strict)
 
 
 def create_tiles(config) -> tiling.Tiles | None:
@@ -54,5 +57,5 @@ def create_data(config) -> cases.Data:
 
 
 def _draw(config) -> dict[str, Any]:
-    names = ("num_train", "num_validation", "num_test", "split_file")
+    names = ("num_train", "num_validation", "num_test", "split_file", "fold")
     return {"seed": config.seed, **{name: config.data[name] for name in names}}

@@ -11,7 +11,7 @@ from typing import Any
 
 from fewshotseg import errors
 from fewshotseg.data import canvas
-from fewshotseg.data.cases import SPATIAL_AXES
+from fewshotseg.data.cases import spatial_axes
 from fewshotseg.genseg import pair_sources
 from fewshotseg.methods import GENERATED
 from fewshotseg.results import centre_lines
@@ -105,14 +105,14 @@ def _check_names(field, names):
 def _check_axes(config):
     """The canvas, the flips and the further test sets have the axes of the source."""
     size, source = config.data.image_size, config.data.source
-    axes = SPATIAL_AXES.get(source, 2)
+    axes = spatial_axes(source, config.data.get(source, {}))
     numbers = len(size) if isinstance(size, tuple | list) else 2
     if numbers != axes:
         sizes = "(depth, height, width)" if axes == 3 else "a number, or (height, width)"
         raise _fault("data.image_size", size, f"with data.source={source!r}, give {sizes}")
     _check_spacing(tuple(config.data.tiles.spacing), config.data.fit, axes)
     for name, fields in config.test_sets.items():
-        if SPATIAL_AXES.get(fields.source, 2) != axes:
+        if spatial_axes(fields.source, fields.get(fields.source, {})) != axes:
             raise _fault(
                 f"test_sets.{name}.source",
                 fields.source,

@@ -76,6 +76,7 @@ BOUNDS: Mapping[str, Bound] = {
     "data.num_train": at_least(0),
     "data.num_validation": at_least(0),
     "data.num_test": at_least(0),
+    "data.fold": at_least(0),
     "segmenter.unet.rate": at_least(0),
     "*.width": at_least(1),
     "*.max_width": at_least(1),
