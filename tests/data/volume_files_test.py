@@ -127,6 +127,14 @@ def test_labels_that_are_refused(tmp_path):
 
     with pytest.raises(InputError, match="12 x 14 x 9 voxels.*12 x 14 x 10"):
         label_files.check_same_grid(path, labels(label[..., :9]))
+    with pytest.raises(InputError, match="label.nii: the file has 2 axes .12 x 14.*all its slices"):
+        label_files.check_same_grid(path, labels(label[..., 4]))
+    with pytest.raises(InputError, match="label.nii: the file has 4 axes .*file of its own"):
+        label_files.check_same_grid(path, labels(np.stack([label, label], -1)))
+    with pytest.raises(
+        InputError, match="voxels of the labels are 1 x 1.5 x 2.5 mm.*1 x 1.5 x 2 mm"
+    ):
+        label_files.check_same_grid(path, labels(label, np.diag([1.0, 1.5, 2.5, 1.0])))
     near, far = np.diag([1.0, 1.5, 2.0, 1.0]), np.diag([1.0, 1.5, 2.0, 1.0])
     near[0, 3], far[0, 3] = 0.05, 0.2
     label_files.check_same_grid(path, labels(label, near))
