@@ -12,6 +12,7 @@ METHODS = (
     "mixture_learned", "mixture_searched", "mixture_chosen", "mixture_random", "mixture_population",
     "separate", "joint", "end2end",
 )  # fmt: skip
+FAMILIES = ("gan", "appearance", "harmonizer", "diffusion", "vae", "wgan")
 
 
 def source_config() -> ConfigDict:
@@ -31,6 +32,9 @@ def source_config() -> ConfigDict:
     config.folder.pairs_csv = ""  # or a table with the columns image, mask[, group]
     config.folder.mask_pattern = ""  # such as '{stem}_expert1', where names are unusual
     config.folder.class_names = ("foreground",)  # ids 1, 2, ... in this order
+    # Their values in the masks, with that of the background first, as (0, 3, 7); () for 0, 1, 2, ...
+    config.folder.class_ids = ()
+    config.folder.ignore_id = -1  # value of pixels that count nowhere, such as 255; -1: none
     config.folder.include = ""  # text file of case ids to use; '' for all
     config.folder.group_pattern = ""  # regular expression; what it finds in an id is the patient
     config.tfds = ConfigDict()
@@ -42,6 +46,8 @@ def source_config() -> ConfigDict:
     config.volumes.images_dir = ""  # or images and label maps of the same names in two folders
     config.volumes.labels_dir = ""
     config.volumes.class_names = ()  # ids 1, 2, ...; () for those in FOLDER/dataset.json
+    config.volumes.class_ids = ()  # as above; () for those in dataset.json
+    config.volumes.ignore_id = -1  # as above; -1: that called 'ignore' in dataset.json, if any
     config.volumes.channel = 0  # of CASE_0000, CASE_0001, ...: which one
     # Values that become black and white, as (-160.0, 240.0) HU in CT; two equal ones: percentiles. Also
     # of the volumes of the source 'tfds'.
@@ -124,12 +130,35 @@ def get_config(arg: str = "") -> ConfigDict:
     # Channels of the decoder, from a 16th of the resolution up to the full one.
     config.segmenter.efficient_unet.widths = (128, 96, 64, 32, 16)
     config.segmenter.efficient_unet.dtype = "float32"
+    config.segmenter.deeplab = ConfigDict()  # DeepLabV3 on ResNet-50, also of volumes
+    # At the start: '' (drawn), or a file of torchvision's: resnet50 or deeplabv3_resnet50.
+    config.segmenter.deeplab.weights = ""
+    config.segmenter.deeplab.trained = "finetune"  # | 'frozen', as above
+    config.segmenter.deeplab.encoder_rate = 0.3  # as above
+    config.segmenter.deeplab.width = 64  # channels of the stem
+    config.segmenter.deeplab.depths = (3, 4, 6, 3)  # bottlenecks of the encoder's stages
+    config.segmenter.deeplab.head_width = 256
+    config.segmenter.deeplab.atrous = (12, 24, 36)  # dilations, at an eighth of the resolution
+    config.segmenter.deeplab.dropout_rate = 0.5
+    config.segmenter.deeplab.dtype = "float32"
+    config.segmenter.swin_unet = ConfigDict()  # Swin-Unet, also of volumes
+    # At the start: '' (drawn), or a file of a Swin Transformer (timm's names) or a Swin-Unet.
+    config.segmenter.swin_unet.weights = ""
+    config.segmenter.swin_unet.trained = "finetune"
+    config.segmenter.swin_unet.encoder_rate = 0.3
+    config.segmenter.swin_unet.width = 96  # channels at a quarter of the resolution
+    config.segmenter.swin_unet.depths = (2, 2, 2, 2)  # blocks of the stages
+    config.segmenter.swin_unet.window = 7  # tokens along a side
+    config.segmenter.swin_unet.dtype = "float32"
 
     config.family = ConfigDict()  # of generators: which players there are and how they are trained
-    config.family.name = "gan"  # 'gan' | 'appearance' | 'harmonizer'
+    config.family.name = "gan"  # any of FAMILIES
     config.family.gan = ConfigDict()
-    config.family.gan.adversarial = "vanilla"  # 'vanilla' | 'lsgan'
+    config.family.gan.adversarial = "vanilla"  # 'vanilla' | 'lsgan' | 'hinge'
     config.family.gan.l1_weight = 100.0  # of the generator's L1 loss
+    config.family.gan.feature_weight = 0.0  # of the L1 distance of the discriminator's activations
+    # What happens to pairs before the discriminator sees them: some of 'colour', 'translation', 'cutout'.
+    config.family.gan.augmented = ()
     config.family.appearance = (
         ConfigDict()
     )  # the same, told the colours of an image beside the mask
@@ -138,6 +167,21 @@ def get_config(arg: str = "") -> ConfigDict:
     config.family.harmonizer = ConfigDict()  # makes pasted objects fit: a residual on copy-paste
     config.family.harmonizer.adversarial = "vanilla"
     config.family.harmonizer.residual_weight = 10.0  # of the residual's mean absolute value
+
+    config.family.diffusion = ConfigDict()  # a Brownian bridge from mask to image
+    config.family.diffusion.num_steps = 4  # of a drawing that is trained on
+    config.family.diffusion.picture_steps = 20  # of one that is looked at
+    config.family.diffusion.eta = 1.0  # share of the bridge's noise while drawing: 0 to 1
+    config.family.vae = ConfigDict()  # conditional soft-introspective autoencoder
+    config.family.vae.latent_size = FieldReference(32)
+    config.family.vae.reconstruction_weight = 1.0  # of the mean squared error
+    config.family.vae.kl_weight = 0.5  # of the divergence from N(0, 1), over an image's values
+    config.family.vae.negative_weight = (
+        256.0  # likewise of drawn images, which the encoder pushes up
+    )
+    config.family.wgan = ConfigDict()  # draws image and mask together from noise
+    config.family.wgan.latent_size = FieldReference(32)
+    config.family.wgan.penalty_weight = 10.0  # of the critic's gradient
 
     config.generator = ConfigDict()
     config.generator.name = "pix2pix"
@@ -157,8 +201,30 @@ def get_config(arg: str = "") -> ConfigDict:
     config.discriminator.patchgan = ConfigDict()
     config.discriminator.patchgan.width = 32
     config.discriminator.patchgan.num_levels = 3  # strided layers
+    config.discriminator.patchgan.num_scales = 1  # discriminators, each at half the resolution
     config.discriminator.patchgan.groups = 8
     config.discriminator.patchgan.dtype = "float32"
+
+    config.denoiser = ConfigDict()  # of the family 'diffusion'
+    config.denoiser.name = "residual_unet"
+    config.denoiser.residual_unet = ConfigDict()
+    config.denoiser.residual_unet.width = 32  # channels at full resolution
+    config.denoiser.residual_unet.multipliers = (1, 2, 2, 4)  # of it, one per resolution
+    config.denoiser.residual_unet.groups = 8
+    config.denoiser.residual_unet.dtype = "float32"
+    # Of the family 'vae', encoder and decoder; of 'wgan', a decoder that has no mask to start from.
+    config.vae_encoder, config.vae_decoder = ConfigDict(), ConfigDict()
+    config.pair_generator = ConfigDict()
+    latents = {"vae_encoder": "vae", "vae_decoder": "vae", "pair_generator": "wgan"}
+    for name, family in latents.items():
+        config[name].name = "convolutions"
+        config[name].convolutions = ConfigDict()
+        config[name].convolutions.latent_size = config.family[family].get_ref("latent_size")
+        config[name].convolutions.num_levels = 4  # halvings, or doublings
+        config[name].convolutions.width = 16  # channels at full resolution; doubled at each level
+        config[name].convolutions.max_width = 64
+        config[name].convolutions.groups = 8
+        config[name].convolutions.dtype = "float32"
 
     config.loss = ConfigDict()
     config.loss.overlap = "dice"  # 'dice' | 'jaccard', beside the cross-entropy
@@ -288,6 +354,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.evaluate.nsd_tolerance = 0.01  # of the surface Dice, share of the image's diagonal
     config.evaluate.nsd_mm = 0.0  # in its place, where the size of a pixel is known; 0 for none
     config.evaluate.cldice = False  # also clDice, of thin structures; needs the extra `vessels`
+    # Synthetic pairs of every source that are measured for the report; 0: none.
+    config.evaluate.num_pairs = 32
     config.predict = ConfigDict()
     config.predict.method = ""  # which one predicts; '' for the last of `methods`
     config.predict.overlays = True  # also pictures with outlines; most of the time goes there
@@ -337,6 +405,8 @@ def apply_choices(config: ConfigDict, arg: str) -> None:
             config.methods = tuple(value.split("+"))
         elif key == "seed":
             config.seed = int(value)
+        elif key == "generator" and value in FAMILIES:
+            config.family.name = value
         elif key in ("segmenter", "family", "generator", "discriminator"):
             config[key].name = value
         elif key == "estimator":  # 'sama' or 'sama+finite_difference'
@@ -358,9 +428,21 @@ def run_local(config: ConfigDict) -> None:
     for test_set in config.test_sets.values():
         test_set.phantom.num_cases = 4
     config.segmenter.unet.width, config.segmenter.unet.num_levels = 4, 2
+    deeplab, swin = config.segmenter.deeplab, config.segmenter.swin_unet
+    if not deeplab.weights:
+        deeplab.width, deeplab.depths, deeplab.head_width = 4, (1, 1, 1, 1), 8
+    if not swin.weights:
+        swin.width, swin.depths = 8, (1, 2)
     generator, discriminator = config.generator.pix2pix, config.discriminator.patchgan
     generator.width, generator.max_width, generator.num_levels = 4, 16, 3
     discriminator.width, discriminator.num_levels = 4, 2
+    denoiser = config.denoiser.residual_unet
+    denoiser.width, denoiser.multipliers = 4, (1, 2)
+    for name in ("vae_encoder", "vae_decoder", "pair_generator"):
+        network = config[name].convolutions
+        network.width, network.max_width, network.num_levels = 4, 8, 2
+    config.family.vae.latent_size = config.family.wgan.latent_size = 4
+    config.family.diffusion.num_steps, config.family.diffusion.picture_steps = 2, 3
     config.pretrain.num_steps, config.train.num_steps = 20, 20
     config.optim.warmup_steps = min(config.optim.warmup_steps, 2)
     config.pretrain.batch_size = config.train.batch_size = 4
@@ -368,3 +450,4 @@ def run_local(config: ConfigDict) -> None:
     config.outer.every = 5
     config.log_every, config.eval_every = 5, 10
     config.sample_every = config.checkpoint_every = 10
+    config.evaluate.num_pairs = 4

@@ -21,6 +21,10 @@ def get_config(arg=""):
     config.generator.pix2pix.num_levels = 8
     config.generator.pix2pix.width, config.generator.pix2pix.max_width = 64, 512
     config.discriminator.patchgan.width = 64
+    for name in ("vae_encoder", "vae_decoder", "pair_generator"):  # Soft-IntroVAE at 256 pixels
+        network = config[name].convolutions
+        network.num_levels, network.width, network.max_width = 6, 64, 512
+    config.family.vae.latent_size = config.family.wgan.latent_size = 256
     config.loss.overlap = "jaccard"
     config.pretrain.num_steps = 3200  # 200 epochs
     config.train.num_steps = 5000

@@ -18,6 +18,7 @@ from PIL import Image, PngImagePlugin
 
 from fewshotseg import files, fonts
 from fewshotseg.errors import InputError
+from fewshotseg.labels import is_foreground
 from fewshotseg.pictures import PREDICTION_COLOUR, REFERENCE_COLOUR, in_planes, overlay, to_rgb
 
 if TYPE_CHECKING:  # types.py imports JAX, which drawing does not need
@@ -35,7 +36,7 @@ def save_image(
     compress_level: int = 6,
     comment: str = "",
 ) -> None:
-    """Writes uint8 `[H, W]`, `[H, W, 1]` or `[H, W, 3]` as PNG, whatever the suffix of `path`.
+    """Writes uint8 `[H, W]`, `[H, W, 1]` or `[H, W, 3]`, or uint16 `[H, W]`, as PNG, whatever the suffix.
 
     `compress_level` is zlib's: 1 takes a fifth of the time of 6 for an eighth more bytes. `comment` goes
     into the file, as the text 'Comment'.
@@ -131,7 +132,7 @@ def contact_sheet(
         mask, shape = in_planes(case.mask, case.mask, case.spacing), _fit(image.shape, tile)
         image = _resize(image, shape, smooth=True)
         tiles.append(overlay(image, _resize(mask, shape, smooth=False)))
-        empty = "" if np.any(case.mask) else "  [empty]"
+        empty = "" if is_foreground(case.mask).any() else "  [empty]"
         labels.append(_shorten(case.id, tile - 5 * len(empty)) + empty)
     columns = max(1, min(columns, len(tiles)))
     rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]

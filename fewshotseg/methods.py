@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 
 # Sources of synthetic pairs that ask a generator, which is trained before any of them is used.
-GENERATED = ("generator", "appearance", "composite")
+GENERATED = ("generator", "appearance", "composite", "sampled")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fewshotseg import labels
+
 PALETTE = {
     "orange": (230, 159, 0),
     "sky blue": (86, 180, 233),
@@ -22,7 +24,7 @@ PALETTE = {
 }
 PREDICTION_COLOUR = PALETTE["orange"]
 REFERENCE_COLOUR = PALETTE["sky blue"]
-CLASS_COLOURS = tuple(PALETTE.values())[:7]  # of class ids 1, 2, ...; repeats after the last
+CLASS_COLOURS = tuple(PALETTE.values())[:7]  # of class ids 1, 2, ...; repeats; ignored: grey
 
 
 def hex_colour(name: str) -> str:
@@ -92,6 +94,7 @@ def overlay(
         picture[rim] = picture[rim] * 0.4
         picture[line] = _class_colours(np.asarray(prediction)[line])
         return picture
+    reference = np.where(labels.counts(reference), reference, 0)
     other, other_rim = _outline_and_rim(reference, picture, width, "reference")
     rim = rim | other_rim
     picture[rim] = picture[rim] * 0.4
@@ -156,7 +159,8 @@ def _outline_and_rim(mask, picture, width, name) -> tuple[np.ndarray, np.ndarray
 
 def _class_colours(ids: np.ndarray) -> np.ndarray:
     palette = np.array(CLASS_COLOURS, np.uint8)
-    return palette[(ids.astype(np.int64) - 1) % len(palette)]
+    colours = palette[(ids.astype(np.int64) - 1) % len(palette)]
+    return np.where((ids == labels.IGNORED)[..., None], np.uint8(PALETTE["grey"]), colours)
 
 
 def _neighbours(array: np.ndarray) -> list[np.ndarray]:

@@ -117,7 +117,7 @@ ELSEWHERE = {
     "diagnose.inner_steps": "compare_estimators.py", "diagnose.draws": "compare_estimators.py",
     "diagnose.repeats": "compare_estimators.py", "synthesize.layout": "synthesize.py",
     "synthesize.min_consistency": "synthesize.py", "synthesize.max_tries": "synthesize.py",
-    "synthesize.seed": "synthesize.py",
+    "synthesize.seed": "synthesize.py", "evaluate.num_pairs": "pair_quality.py",
 }  # fmt: skip
 
 

@@ -138,7 +138,7 @@ def _make(
     use = use or use_all
     family = create_family(networks, player(), use, l1_weight)
     segment = networks["segmenter"]
-    tools = pair_sources.Tools(family.draw, family.refine, use)
+    tools = pair_sources.Tools(family.draw, family.refine, use, sample=family.sample)
     sources = pair_sources.create(sources, tools, fields or {})
     segmenter_player = segmenter.player(
         segment, jitter, player(), sources=sources, use=use, average_decay=average_decay
@@ -316,14 +316,22 @@ def make_toy_problem(method, num_steps, batch_size=2, seed=0, dtype=np.float64):
     return _problem(method, shapes, architecture, 4, num_steps, batch_size, seed, dtype)
 
 
-def _problem(method, shapes, architecture, size, num_steps, batch_size, seed, dtype):
+def make_family_problem(method, networks, size, num_steps, batch_size=2, seed=0, axes=2):
+    """The same for any networks of `models`, with what they have to search."""
+    shapes = {n: jax.eval_shape(net.init, jax.random.key(0)) for n, net in networks.items()}
+    mixing = {side: np.zeros(s) for net in networks.values() for side, s in net.mixing.items()}
+    args = method, shapes, mixing, size, num_steps, batch_size, seed, np.float64
+    return _problem(*args, axes=axes)
+
+
+def _problem(method, shapes, architecture, size, num_steps, batch_size, seed, dtype, axes=2):
     numbers = np.random.default_rng(seed)
     # Larger than in training, so that the architecture matters from the first step.
     theta = {"architecture": draw_like(architecture, numbers, dtype, 0.3)}
     params = {name: draw_like(tree, numbers, dtype) for name, tree in shapes.items()}
     players = {n: levels.init_player(p, method.players[n]) for n, p in params.items()}
-    batches = make_batch(numbers, (num_steps, batch_size), size, dtype)
-    outer = make_batch(numbers, (2 * batch_size,), size, dtype)
+    batches = make_batch(numbers, (num_steps, batch_size), size, dtype, axes)
+    outer = make_batch(numbers, (2 * batch_size,), size, dtype, axes)
     outer = {k: outer[k] for k in ("image", "mask")} | {"weight": jnp.ones(2 * batch_size, dtype)}
     keys = jax.random.split(jax.random.key(seed), num_steps)
     return theta, players, batches, outer, keys
@@ -342,9 +350,9 @@ def draw_like(shapes, numbers, dtype=np.float64, spread=None):
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def make_batch(numbers, lead, size=SIZE, dtype=np.float64):
+def make_batch(numbers, lead, size=SIZE, dtype=np.float64, axes=2):
     """Random images, masks and keys with the leading axes `lead`."""
-    shape = (*lead, size, size)
+    shape = (*lead, *(size,) * axes)
     keys = jax.random.key(int(numbers.integers(2**31)))
     return {
         "image": jnp.asarray(numbers.uniform(-1, 1, (*shape, CHANNELS)), dtype),

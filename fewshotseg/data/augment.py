@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
+from fewshotseg import labels
 from fewshotseg.types import PRNGKey
 
 
@@ -116,11 +117,16 @@ def warp_image(image: jax.Array, coordinates: jax.Array) -> jax.Array:
 
 
 def warp_mask(mask: jax.Array, coordinates: jax.Array, num_classes: int) -> jax.Array:
-    """Class ids `[*spatial]` sampled per class, then thresholded again: smooth outlines, valid ids."""
+    """Class ids `[*spatial]` sampled per class, then thresholded again: smooth outlines, valid ids.
+
+    What is to be ignored is, where the nearest pixel is.
+    """
     ids = jnp.arange(1, num_classes, dtype=mask.dtype)
     shares = jax.vmap(lambda i: _sample((mask == i).astype(jnp.float32), coordinates))(ids)
     strongest = shares.argmax(0).astype(mask.dtype) + 1
-    return jnp.where(shares.sum(0) > 0.5, strongest, 0).astype(mask.dtype)
+    warped = jnp.where(shares.sum(0) > 0.5, strongest, 0).astype(mask.dtype)
+    nearest = map_coordinates(mask, list(coordinates), order=0, mode="nearest")
+    return jnp.where(nearest == labels.IGNORED, nearest, warped)
 
 
 def augment_pair(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fewshotseg import errors
+from fewshotseg import errors, labels
 from fewshotseg.data import batches, canvas, nnunet_folds, split_files, splits
 from fewshotseg.data.sources import folder, phantom, tfds, volumes
 from fewshotseg.data.survey import Survey
@@ -110,7 +110,7 @@ def create_source(name: str, fields: Mapping[str, Any], strict: bool = True) -> 
 
 
 def create_test_folders(
-    places: str, class_names: tuple[str, ...], mask_pattern: str = ""
+    places: str, class_names: tuple[str, ...], mask_pattern: str = "", **labels: Any
 ) -> dict[str, CaseSource]:
     """Further test sets by name, from one line.
 
@@ -119,6 +119,7 @@ def create_test_folders(
         or IMAGES_FOLDER:MASKS_FOLDER, or a table of pairs (.csv).
       class_names: as of the training data.
       mask_pattern: likewise.
+      **labels: `class_ids` and `ignore_id`, likewise.
 
     Raises:
       InputError: a line of another form, or whatever is wrong with the files.
@@ -138,7 +139,12 @@ def create_test_folders(
             images, _, masks = place.partition(":")
             where = {"images_dir": images, "masks_dir": masks or images}
         sources[name] = folder.FolderSource(
-            **where, class_names=class_names, name=name, mask_pattern=mask_pattern, minimum_cases=1
+            **where,
+            class_names=class_names,
+            name=name,
+            mask_pattern=mask_pattern,
+            minimum_cases=1,
+            **labels,
         )
     return sources
 
@@ -220,7 +226,7 @@ def create_data(
         batches.load_arrays(source, ids, image_size, channels, tiles)
         for ids in (split.train, split.validation)
     )
-    if not train["mask"].any():
+    if not labels.is_foreground(train["mask"]).any():
         raise errors.InputError(
             f"none of the {len(split.train)} training masks of {source.name} has any foreground: "
             "check the masks with --mode=check."

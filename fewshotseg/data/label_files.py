@@ -11,6 +11,7 @@ from fewshotseg import files
 from fewshotseg.data import dicom_files, dicom_segmentations, geometry, volume_files
 from fewshotseg.data.volume_files import Volume
 from fewshotseg.errors import InputError
+from fewshotseg.labels import PLAIN, Labels
 
 SHIFT = 0.1  # of a voxel: how far a corner of a label map may lie from that of its image
 
@@ -32,7 +33,11 @@ def stem_of(path: pathlib.Path) -> str:
 
 
 def read_labels(
-    path: pathlib.Path, image: Volume, class_names: Sequence[str], data: bytes | None = None
+    path: pathlib.Path,
+    image: Volume,
+    class_names: Sequence[str],
+    labels: Labels = PLAIN,
+    data: bytes | None = None,
 ) -> np.ndarray:
     """uint8 `[D, H, W]` class ids in the canonical order of the image they belong to.
 
@@ -41,22 +46,24 @@ def read_labels(
         the folder of PNG slices of a series.
       image: that it belongs to.
       class_names: the foreground classes.
+      labels: which values of a NIfTI file mean what.
       data: what a NIfTI file holds, where that came another way; then `path` only names it in messages.
 
     Raises:
       InputError: unreadable, another grid, or values that are no class ids.
     """
+    known = labels
     if data is None and path.is_dir():
-        stored = dicom_segmentations.read_slices(path, _series_of(image.file, path))
+        stored, known = dicom_segmentations.read_slices(path, _series_of(image.file, path)), PLAIN
     elif path.suffix.lower() == ".dcm":
-        labels, affine = dicom_segmentations.read(path, class_names)
-        turn = _onto(image.file, labels.shape, affine, path, "the image")
-        stored = turn.to_canonical(labels)
+        segments, affine = dicom_segmentations.read(path, class_names)
+        turn = _onto(image.file, segments.shape, affine, path, "the image")
+        stored, known = turn.to_canonical(segments), PLAIN
     else:
         read = volume_files.read_volume(path, data)
         turn = _onto(image.file, read.file.shape[:3], read.file.affine, path, "the image")
         stored = turn.to_canonical(read.orientation.to_stored(read.values))
-    return to_class_ids(image.orientation.to_canonical(stored), len(class_names), path)
+    return to_class_ids(image.orientation.to_canonical(stored), len(class_names), path, known)
 
 
 def _series_of(image: Any, path: pathlib.Path) -> dicom_files.Series:
@@ -119,7 +126,10 @@ def check_same_grid(image_path: pathlib.Path, label_path: pathlib.Path) -> None:
 
 
 def to_class_ids(
-    values: np.ndarray, num_foreground_classes: int, path: str | pathlib.Path
+    values: np.ndarray,
+    num_foreground_classes: int,
+    path: str | pathlib.Path,
+    labels: Labels = PLAIN,
 ) -> np.ndarray:
     """uint8 `[D, H, W]` class ids of a label map.
 
@@ -127,9 +137,10 @@ def to_class_ids(
       values: of the label map.
       num_foreground_classes: n; ids are 0..n.
       path: to name in messages.
+      labels: which values mean what.
 
     Raises:
-      InputError: values that are no whole numbers from 0 to n.
+      InputError: values that are no whole numbers, or of no class.
     """
     found = np.unique(values)
     if np.any(found != np.floor(found)):
@@ -137,43 +148,54 @@ def to_class_ids(
             f"{path}: the labels hold {_listing(found)}, which are no whole numbers: save class ids, and "
             "resample label maps with nearest neighbour."
         )
-    if found[0] < 0 or found[-1] > num_foreground_classes:
+    try:
+        return labels.from_file(values, num_foreground_classes)
+    except ValueError as error:
+        known = f"0..{num_foreground_classes}" if not labels.ids else str(labels.ids)
         raise InputError(
-            f"{path}: the labels hold {_listing(found)}, but the classes have the ids "
-            f"0..{num_foreground_classes}: correct the labels, or name all classes."
-        )
-    return values.astype(np.uint8)
+            f"{path}: the labels hold {_listing(found)}, but the classes have the ids {known}: correct the "
+            "labels, or name all classes (class_names, class_ids, ignore_id)."
+        ) from error
 
 
-def write_labels(
-    path: str | pathlib.Path,
-    mask: np.ndarray,
-    like: Volume,
-    class_names: Sequence[str] = (),
-    source: str = "",
-) -> None:
-    """Writes class ids with the axes, affine and header of another file; of a series, as DICOM-SEG.
+def write_labels(path: str | pathlib.Path, mask: np.ndarray, like: Volume) -> None:
+    """Writes labels with the axes, affine and header of another NIfTI file.
 
     Args:
-      path: ends with `.nii` or `.nii.gz`, or `.dcm` for a series.
-      mask: uint8 `[D, H, W]` in canonical order.
-      like: the volume that the ids belong to.
-      class_names: the foreground classes, which DICOM-SEG holds.
-      source: which model drew them, likewise.
+      path: ends with `.nii` or `.nii.gz`.
+      mask: uint8 or uint16 `[D, H, W]` in canonical order.
+      like: the volume that the labels belong to.
     """
-    stored = np.ascontiguousarray(like.orientation.to_stored(mask).astype(np.uint8))
-    if isinstance(like.file, dicom_files.Series):
-        dicom_segmentations.write(path, stored, like.file, class_names, source)
-        return
     header = like.file.header.copy()
-    header.set_data_dtype(np.uint8)
+    header.set_data_dtype(mask.dtype)
     header["cal_min"], header["cal_max"] = 0, 0  # a CT's display window would show labels black
+    stored = np.ascontiguousarray(like.orientation.to_stored(mask))
     image = like.file.__class__(stored, like.file.affine, header)
     image.header.set_slope_inter(1, 0)
     content = image.to_bytes()
     if str(path).lower().endswith(".gz"):
         content = gzip.compress(content, mtime=0)  # the same labels are the same bytes
     files.write_bytes(path, content)
+
+
+def write_segmentation(
+    path: str | pathlib.Path,
+    mask: np.ndarray,
+    like: Volume,
+    class_names: Sequence[str],
+    source: str = "",
+) -> None:
+    """Writes labels of a DICOM series as a DICOM segmentation.
+
+    Args:
+      path: ends with `.dcm`.
+      mask: uint8 `[D, H, W]` class ids in canonical order.
+      like: the series that they belong to.
+      class_names: the foreground classes.
+      source: which model drew them.
+    """
+    stored = like.orientation.to_stored(mask)
+    dicom_segmentations.write(path, stored, like.file, class_names, source)
 
 
 def _listing(values: np.ndarray) -> str:

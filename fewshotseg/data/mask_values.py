@@ -7,6 +7,7 @@ import numpy as np
 
 from fewshotseg.data.image_files import SMEAR, extension_of
 from fewshotseg.errors import InputError
+from fewshotseg.labels import IGNORED, PLAIN, Labels
 
 # So many pixels may lie between the two values of a mask: a share of those that are not 0, or of all.
 # One official mask of FUSeg has 84 pixels of 32 beside 285 of 255, in 512 x 512.
@@ -14,7 +15,10 @@ _STRAYS, _STRAYS_OF_ALL = 0.05, 0.0005
 
 
 def mask_to_class_ids(
-    raw: np.ndarray, num_foreground_classes: int, path: str | pathlib.Path
+    raw: np.ndarray,
+    num_foreground_classes: int,
+    path: str | pathlib.Path,
+    labels: Labels = PLAIN,
 ) -> np.ndarray:
     """Turns the values of a mask file into class ids.
 
@@ -27,13 +31,23 @@ def mask_to_class_ids(
       raw: `[H, W]` of numbers, as `read_mask` returns it.
       num_foreground_classes: n, at least 1.
       path: the file to name in messages.
+      labels: which values mean what, where somebody has said so; then there may be no others.
 
     Returns:
-      uint8 `[H, W]`, 0 is background.
+      uint8 `[H, W]`, 0 is background, `labels.IGNORED` counts nowhere.
 
     Raises:
       InputError: values that fit neither reading; the message lists them and the likely cause.
     """
+    if labels.ids:
+        try:
+            return labels.from_file(raw, num_foreground_classes)
+        except ValueError as error:
+            raise InputError(_unlisted_message(error.args[0], labels, path)) from error
+    if labels.ignored >= 0:
+        ignored = raw == labels.ignored
+        found = mask_to_class_ids(np.where(ignored, 0, raw), num_foreground_classes, path)
+        return np.where(ignored, np.uint8(IGNORED), found)
     values, counts = _count_values(raw)
     foreground = values[values != 0]
     if values[0] < 0 or np.any(values != np.floor(values)):
@@ -65,8 +79,14 @@ def mask_to_class_ids(
     return (raw > 127).astype(np.uint8)
 
 
-def mask_notes(raw: np.ndarray, num_foreground_classes: int) -> tuple[str, ...]:
+def mask_notes(
+    raw: np.ndarray, num_foreground_classes: int, labels: Labels = PLAIN
+) -> tuple[str, ...]:
     """What `mask_to_class_ids` assumed about a mask it accepts; empty for 0/1, 0/255 or ids."""
+    if labels.ids:
+        return ()
+    if labels.ignored >= 0:
+        raw = np.where(raw == labels.ignored, 0, raw)
     values, _ = _count_values(raw)
     if num_foreground_classes > 1 or values[-1] <= 1:
         return ()
@@ -89,14 +109,25 @@ def _multiclass_message(values: np.ndarray, classes: int, path: str | pathlib.Pa
     if values[-1] == 255 and np.all(values[:-1] <= classes):
         return start + (
             "255 (a black and white mask, or an ignore label) is not accepted with several "
-            "classes: give those pixels a class id."
+            "classes: give those pixels a class id, or set ignore_id=255 if they are to count nowhere."
         )
     if values.size > classes + 8:
         return start + (
             "so many values come from JPEG compression or from resizing with interpolation: save "
             "PNG and resize with nearest neighbour."
         )
-    return start + "a grey legend must be replaced by class ids, or all classes must be named."
+    return start + (
+        "of a grey legend, say which value is which class with data.folder.class_ids (the background's "
+        "first); else name all classes."
+    )
+
+
+def _unlisted_message(unlisted: list, labels: Labels, path: str | pathlib.Path) -> str:
+    known = ", ".join(map(str, labels.ids))
+    return (
+        f"{path}: the mask holds {_listing(unlisted)}, which class_ids ({known}) does not list: correct "
+        "the mask, or list them; pixels that are to count nowhere have ignore_id."
+    )
 
 
 def _listing(values: Iterable) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from fewshotseg import labels
 from fewshotseg.data import canvas, look_alikes
 from fewshotseg.data.tiles import Tiles
 from fewshotseg.types import Case, CaseSource
@@ -18,7 +19,7 @@ class Record:
       group: patient or series; '' if unknown.
       notes: conversions, as in `Case`.
       thumbnail: float32 `[24 * 24]`, see `look_alikes`.
-      share: float `[number of classes]`, of the pixels; the first class has id 1.
+      share: float `[number of classes]`, of the pixels that count; the first class has id 1.
       vanishes: a class of the mask has no pixel left at the size of the networks.
       flat: all pixels of the image have one value.
       spacing: as in `Case`.
@@ -60,19 +61,23 @@ class Survey:
     def see(self, case: Case) -> None:
         """Takes down a case that somebody has loaded."""
         num_classes = len(self.source.class_names)
-        counts = np.bincount(case.mask.ravel(), minlength=num_classes + 1)[1:]
         if self.tiles:
             small = self.tiles.to_network_mask(case.mask, case.spacing, case.id)
         else:
             small = canvas.to_network_mask(case.mask, self.size)
-        left = np.bincount(small.ravel(), minlength=num_classes + 1)[1:]
+        counts, left = (_count(mask, num_classes) for mask in (case.mask, small))
         self.records[case.id] = Record(
             shape=case.image.shape,
             group=case.group,
             notes=case.notes,
             thumbnail=look_alikes.thumbnail(case.image),
-            share=counts / case.mask.size,
+            share=counts / max(labels.counts(case.mask).sum(), 1),
             vanishes=bool(np.any((counts > 0) & (left == 0))),
             flat=bool(np.ptp(case.image, axis=tuple(range(case.mask.ndim))).max() == 0),
             spacing=case.spacing,
         )
+
+
+def _count(mask, num_classes):
+    """Pixels of every class `[num_classes]`, the background left out."""
+    return np.bincount(mask[labels.counts(mask)].ravel(), minlength=num_classes + 1)[1:]

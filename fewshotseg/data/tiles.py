@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fewshotseg import labels
 from fewshotseg.data import canvas
 from fewshotseg.errors import InputError
 from fewshotseg.types import Batch, PRNGKey
@@ -146,13 +147,14 @@ def stack(images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> dict[str
         "mask": np.stack([np.pad(mask, pad) for mask, pad in zip(masks, pads, strict=True)]),
         "extent": np.array([mask.shape for mask in masks], np.int32),
         "voxels": np.stack(voxels),
-        "has_voxels": np.array([bool(mask.any()) for mask in masks]),
+        "has_voxels": np.array([bool(labels.is_foreground(mask).any()) for mask in masks]),
     }
 
 
 def _voxels(mask: np.ndarray) -> np.ndarray:
     """int32 `[VOXELS, axes]`: places of the classes, in turns, each class evenly over its own."""
-    classes = [np.argwhere(mask == k) for k in np.unique(mask[mask > 0])]
+    shown = np.unique(mask[labels.is_foreground(mask)])
+    classes = [np.argwhere(mask == k) for k in shown]
     if not classes:
         return np.zeros((VOXELS, mask.ndim), np.int32)
     turns = -(-VOXELS // len(classes))

@@ -1,15 +1,17 @@
 """The generator family of the paper: a conditional GAN (pix2pix, Isola et al., CVPR 2017)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import chex
 import jax.numpy as jnp
 import optax
 
-from fewshotseg.genseg import levels, losses, pair_sources
+from fewshotseg.genseg import diff_augment, levels, losses, pair_sources
 from fewshotseg.types import Batch
 
-TRAINING_NOISE = 0  # purpose of the keys that the generator is trained with
+# Purposes of keys (`levels.example_keys`): the generator's noise in training, and the augmentation of what
+# the discriminator is shown; 1 to 5 are those of `segmenter.py`.
+TRAINING_NOISE, SHOWN_REAL, SHOWN_DRAWN, SHOWN_FOOLING = 0, 6, 7, 8
 
 
 def family(
@@ -20,6 +22,8 @@ def family(
     num_classes: int = 2,
     adversarial: str = "vanilla",
     l1_weight: float = 100.0,
+    feature_weight: float = 0.0,
+    augmented: Sequence[str] = (),
     appearance: bool = False,
 ) -> levels.Family:
     """Generator against discriminator, with an L1 loss between drawn and real image.
@@ -33,8 +37,12 @@ def family(
       optimizer: of both players.
       use: theta -> the outer variables in use; 'architecture' are the mixing weights of the generator.
       num_classes: background included.
-      adversarial: 'vanilla' or 'lsgan'.
+      adversarial: a name of `losses.ADVERSARIAL`.
       l1_weight: of the L1 loss.
+      feature_weight: of the L1 distance of the discriminator's activations (`losses.feature_loss`); above
+        0, `discriminate(params, masks, images, True)` has to return them beside the logits.
+      augmented: names of `diff_augment.OPERATIONS`: what happens to mask and image, together, before
+        the discriminator sees them.
       appearance: whether the generator sees a code of the image's colours beside the mask, as planes of
         constant value (`pair_sources.appearance_code`): that of the real image in training, of another
         case's when it draws. `draw` takes it after the keys.
@@ -50,7 +58,17 @@ def family(
         masks = losses.one_hot_foreground(batch["mask"], num_classes)
         keys = levels.example_keys(batch, TRAINING_NOISE)
         code = pair_sources.appearance_code(batch["image"]) if appearance else None
-        return {"masks": masks, "real": batch["image"], "keys": keys, "code": code}
+        data = {"masks": masks, "real": batch["image"], "keys": keys, "code": code}
+        if augmented:
+            purposes = {"real": SHOWN_REAL, "drawn": SHOWN_DRAWN, "fooling": SHOWN_FOOLING}
+            data["shown"] = {k: levels.example_keys(batch, n) for k, n in purposes.items()}
+        return data
+
+    def shown(data, images, occasion):
+        """What the discriminator is given of a pair."""
+        if not augmented:
+            return data["masks"], images
+        return diff_augment.augment(data["masks"], images, data["shown"][occasion], augmented)
 
     def discriminator_inputs(state, theta, batch):
         data = real_pairs(batch)
@@ -59,8 +77,8 @@ def family(
         return {"drawn": drawn}, data
 
     def discriminator_loss(params, outer, data):
-        real = discriminate(params, data["masks"], data["real"])
-        fake = discriminate(params, data["masks"], outer["drawn"])
+        real = discriminate(params, *shown(data, data["real"], "real"))
+        fake = discriminate(params, *shown(data, outer["drawn"], "drawn"))
         loss = losses.discriminator_loss(real, fake, adversarial).mean()
         return loss, {"discriminator/loss": loss}
 
@@ -70,11 +88,22 @@ def family(
     def generator_loss(params, outer, data):
         drawn = draw(params, outer["theta"], data["masks"], data["keys"], data["code"])
         chex.assert_equal_shape((drawn, data["real"]))
-        logits = discriminate(outer["discriminator"], data["masks"], drawn)
-        fooled = losses.adversarial_loss(logits, True, adversarial).mean()
+        judge = outer["discriminator"]
+        pair = shown(data, drawn, "fooling")
+        if feature_weight:
+            logits, features = discriminate(judge, *pair, True)
+            _, wanted = discriminate(judge, *shown(data, data["real"], "fooling"), True)
+        else:
+            logits = discriminate(judge, *pair)
+        fooled = losses.fooling_loss(logits, adversarial).mean()
         l1 = losses.l1_loss(drawn, data["real"]).mean()
         loss = fooled + l1_weight * l1
-        return loss, {"generator/loss": loss, "generator/adversarial": fooled, "generator/l1": l1}
+        named = {"adversarial": fooled, "l1": l1}
+        if feature_weight:
+            named["features"] = losses.feature_loss(features, wanted).mean()
+            loss = loss + feature_weight * named["features"]
+        named["loss"] = loss
+        return loss, {f"generator/{name}": value for name, value in named.items()}
 
     return levels.Family(
         players={

@@ -40,7 +40,7 @@ def family(
       use: theta -> the outer variables in use: 'architecture', the mixing weights of the generator,
         'blend_width' and 'residual_gain'.
       num_classes: background included.
-      adversarial: 'vanilla' or 'lsgan'.
+      adversarial: a name of `losses.ADVERSARIAL`.
       residual_weight: of the mean absolute residual.
     """
 
@@ -87,7 +87,7 @@ def family(
         found = residual(params, theta, images, masks, data["keys"])
         refined = images + use(theta)["residual_gain"] * found
         logits = discriminate(outer["discriminator"], masks, refined)
-        fooled = losses.adversarial_loss(logits, True, adversarial).mean()
+        fooled = losses.fooling_loss(logits, adversarial).mean()
         size = jnp.abs(found).mean()
         loss = fooled + residual_weight * size
         named = {"loss": loss, "adversarial": fooled, "residual": size}

@@ -77,13 +77,16 @@ class Family:
       draw: `(state, theta, one_hot_masks, keys [B] or None) -> images [B, *spatial, C]` in [-1, 1],
         differentiable in the weights and in theta; without keys, the same image every time.
       refine: `(state, theta, images, one_hot_masks, keys) -> images`, likewise.
+      sample: `(state, theta, keys [B]) -> images, class ids [B, *spatial]`: pairs from nothing. The images
+        are differentiable, likewise; the masks are data.
 
-    A family has one of the two, or both; the sources of pairs (`pair_sources.py`) call them.
+    A family has one of them, or more; the sources of pairs (`pair_sources.py`) call them.
     """
 
     players: Players
     draw: Callable | None = None
     refine: Callable | None = None
+    sample: Callable | None = None
 
 
 def init_player(params: Params, player: Player) -> PlayerState:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fewshotseg import labels
 from fewshotseg.genseg import losses
 from fewshotseg.types import Batch
 
@@ -42,12 +43,14 @@ class Tools(NamedTuple):
       refine: likewise.
       use: theta -> the outer variables in use.
       num_classes: background included.
+      sample: of a `levels.Family`.
     """
 
     draw: Callable | None = None
     refine: Callable | None = None
     use: Callable | None = None
     num_classes: int = 2
+    sample: Callable | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +134,17 @@ def _appearance(tools: Tools):
     return make
 
 
+def _sampled(tools: Tools):
+    """Images with masks that a generator draws together from noise: of no case. See `wgan.py`."""
+
+    def make(state, theta, batch, keys):
+        images, masks = tools.sample(state, theta, keys)
+        nothing = jnp.full_like(batch["synthetic_case"], NO_CASE)
+        return Pairs(images, masks, _provenance(nothing))
+
+    return make
+
+
 def _cutmix(tools: Tools, *, largest_share: float):
     """A box of the donor in the host, image and label (Yun et al., ICCV 2019).
 
@@ -178,6 +192,7 @@ PAIR_SOURCES: Mapping[str, PairSource] = {
     "colour_transfer": PairSource(_colour_transfer, donors=True),
     "generator": PairSource(_generator, images=False, variables=("architecture",)),
     "appearance": PairSource(_appearance, images=False, donors=True, variables=("architecture",)),
+    "sampled": PairSource(_sampled, images=False, variables=("architecture",)),
     "composite": PairSource(
         _composite, donors=True, variables=("architecture", "blend_width", "residual_gain")
     ),
@@ -248,11 +263,15 @@ def recolour(images: jax.Array, used: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def paste(batch: Batch, width: jax.Array | float) -> tuple[jax.Array, jax.Array]:
-    """Images and masks with the donors' objects pasted in; see `feather` for the width."""
+    """Images and masks with the donors' objects pasted in; see `feather` for the width.
+
+    What is to be ignored in a donor stays where it is.
+    """
     host, donor = batch["synthetic_image"], batch["donor_image"]
-    inside = batch["donor_mask"] > 0
+    donors = batch["donor_mask"]
+    inside = (donors > 0) & (donors != labels.IGNORED)
     images = host + feather(inside, width, host.dtype)[..., None] * (donor - host)
-    return images, jnp.where(inside, batch["donor_mask"], batch["synthetic_mask"])
+    return images, jnp.where(inside, donors, batch["synthetic_mask"])
 
 
 def appearance_code(images: jax.Array) -> jax.Array:

@@ -151,8 +151,7 @@ HEAD = (
 def from_release(tensors: Mapping[str, np.ndarray], blocks: tuple[Block, ...] = LITE0) -> Params:
     """Parameters of `Encoder`, of tensors under the names of the PyTorch release.
 
-    Batch normalisation becomes `scale = gamma / sqrt(variance + EPSILON)` and
-    `shift = beta - scale mean`.
+    Batch normalisation becomes a scale and a shift, see `weights.fold_norm`.
 
     Raises:
       InputError: a tensor is missing, has another shape, or belongs nowhere.
@@ -160,7 +159,7 @@ def from_release(tensors: Mapping[str, np.ndarray], blocks: tuple[Block, ...] = 
     norms, kernels = _norms(blocks), _kernels(blocks)
     table = {name: shape for name, shape in kernels.values()}
     for theirs, channels in norms.values():
-        for part in ("weight", "bias", "running_mean", "running_var"):
+        for part in weights.NORM_PARTS:
             table[f"{theirs}.{part}"] = (channels,)
     counters = [f"{theirs}.num_batches_tracked" for theirs, _ in norms.values()]
     found = weights.take(tensors, table, ignored=(*HEAD, *counters))
@@ -168,8 +167,7 @@ def from_release(tensors: Mapping[str, np.ndarray], blocks: tuple[Block, ...] = 
         ours: {"kernel": jnp.asarray(found[theirs].transpose(2, 3, 1, 0))}
         for ours, (theirs, _) in kernels.items()
     }
-    for ours, (theirs, _) in norms.items():
-        scale = found[f"{theirs}.weight"] / np.sqrt(found[f"{theirs}.running_var"] + EPSILON)
-        shift = found[f"{theirs}.bias"] - scale * found[f"{theirs}.running_mean"]
-        params[ours] = {"scale": jnp.asarray(scale), "shift": jnp.asarray(shift)}
-    return params
+    folded = {
+        ours: weights.fold_norm(found, theirs, EPSILON) for ours, (theirs, _) in norms.items()
+    }
+    return params | folded

@@ -11,10 +11,23 @@ import jax
 import jax.numpy as jnp
 
 from fewshotseg import errors
-from fewshotseg.models import efficient_unet, layers, patchgan, pix2pix, unet
+from fewshotseg.models import (
+    deeplab,
+    efficient_unet,
+    layers,
+    patchgan,
+    pix2pix,
+    swin_unet,
+    unet,
+)
 from fewshotseg.types import Params, PRNGKey
 
-SEGMENTERS = {"unet": unet.UNet, "efficient_unet": efficient_unet.EfficientUNet}
+SEGMENTERS = {
+    "unet": unet.UNet,
+    "efficient_unet": efficient_unet.EfficientUNet,
+    "deeplab": deeplab.DeepLab,
+    "swin_unet": swin_unet.SwinUnet,
+}
 GENERATORS = {"pix2pix": pix2pix.Generator}
 DISCRIMINATORS = {"patchgan": patchgan.Discriminator}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}

@@ -18,10 +18,11 @@ import jax.numpy as jnp
 
 
 @flax.struct.dataclass
-class HeNormal(nn.meta.AxisMetadata):
-    """A kernel drawn by `kernel_init`, marked so that `init_params` can draw it with all others."""
+class Normal(nn.meta.AxisMetadata):
+    """A kernel of normal numbers, marked so that `init_params` can draw it with all others."""
 
     value: Any
+    deviation: float = flax.struct.field(pytree_node=False, default=1.0)
 
     def unbox(self):
         return self.value
@@ -36,10 +37,18 @@ class HeNormal(nn.meta.AxisMetadata):
         return self
 
 
-def kernel_init(key, shape, dtype=jnp.float32) -> HeNormal:
+def kernel_init(key, shape, dtype=jnp.float32) -> Normal:
     """He-normal (He et al., 2015) for kernels `[*k, C, C_out]`."""
-    normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-    return HeNormal(normal(key, shape, dtype))
+    return normal_init((2.0 / math.prod(shape[:-1])) ** 0.5)(key, shape, dtype)
+
+
+def normal_init(deviation: float):
+    """An initialiser of normal numbers."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return Normal(deviation * jax.random.normal(key, shape, dtype), deviation)
+
+    return init
 
 
 def init_params(module: nn.Module, key: jax.Array, *inputs) -> dict:
@@ -59,7 +68,7 @@ def init_params(module: nn.Module, key: jax.Array, *inputs) -> dict:
     params = module.init(key, *inputs)["params"]
 
     def is_kernel(leaf):
-        return isinstance(leaf, HeNormal)
+        return isinstance(leaf, Normal)
 
     leaves, structure = jax.tree.flatten(params, is_leaf=is_kernel)
     total = sum(leaf.value.size for leaf in leaves if is_kernel(leaf))
@@ -68,7 +77,7 @@ def init_params(module: nn.Module, key: jax.Array, *inputs) -> dict:
         if is_kernel(leaf):
             shape, size = leaf.value.shape, leaf.value.size
             part = jax.lax.dynamic_slice_in_dim(numbers, start, size).reshape(shape)
-            leaves[i] = part * (2.0 / math.prod(shape[:-1])) ** 0.5
+            leaves[i] = part * leaf.deviation
             start += size
     params = nn.meta.unbox(jax.tree.unflatten(structure, leaves))
     # Strong types, as a step returns them: given weak ones first, it would be compiled twice.

@@ -5,7 +5,8 @@ A cell maps `x` to `sum_i w_i conv_i(x)` with candidates of kernel size 4, 6, 8,
 the relaxation is that of DARTS, Liu et al., 2019). The candidates are linear and centred on the same
 pixels, so the sum is itself one convolution whose kernel is the weighted sum of the zero-padded candidate
 kernels. That is how it is computed: exact, differentiable in w, and a third of the activations. The same
-holds for the transposed convolutions of the decoder.
+holds for the transposed convolutions of the decoder, and for the cells that keep the resolution (kernel
+size 3, 5, 7, stride 1), of which the diffusion model and the autoencoder are built.
 """
 
 import flax.linen as nn
@@ -15,20 +16,21 @@ import jax.numpy as jnp
 from fewshotseg.models import layers
 
 KERNEL_SIZES = (4, 6, 8)
-LARGEST = max(KERNEL_SIZES)
+SAME_SIZES = (3, 5, 7)  # of the cells that keep the resolution
 
 
 def merge_kernels(kernels: list[jax.Array], weights: jax.Array) -> jax.Array:
-    """One kernel `[8.., C, C_out]` that does what the weighted sum of candidates does.
+    """One kernel of the largest size that does what the weighted sum of candidates does.
 
     Args:
-      kernels: one per candidate, `[*k, C, C_out]` with k of `KERNEL_SIZES`.
+      kernels: one per candidate, `[*k, C, C_out]` with k of `KERNEL_SIZES` or of `SAME_SIZES`.
       weights: `[3]`, mixing weights.
     """
+    largest = max(kernel.shape[0] for kernel in kernels)
 
     def padded(kernel):
         rank = kernel.ndim - 2
-        margin = (LARGEST - kernel.shape[0]) // 2
+        margin = (largest - kernel.shape[0]) // 2
         return jnp.pad(kernel, [(margin, margin)] * rank + [(0, 0), (0, 0)])
 
     return sum(w * padded(k) for w, k in zip(weights, kernels, strict=True))
@@ -65,3 +67,32 @@ class Cell(nn.Module):
         else:
             y = layers.conv(x, kernel, stride=2, padding=kernel.shape[0] // 2 - 1)
         return y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(y.dtype)
+
+
+class SameCell(nn.Module):
+    """Keeps the resolution, with a mixture of convolutions of kernel size 3, 5 and 7.
+
+    Attributes:
+      features: number of output channels.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, weights: jax.Array | None) -> jax.Array:
+        """Args: x `[B, *n, C]`; weights `[3]` mixing weights, or None: kernel size 3 alone."""
+        sizes = SAME_SIZES if weights is not None else SAME_SIZES[:1]
+        rank = x.ndim - 2
+        kernels = [
+            self.param(
+                f"kernel_{k}", layers.kernel_init, (*(k,) * rank, x.shape[-1], self.features)
+            )
+            for k in sizes
+        ]
+        y = layers.conv(x, kernels[0] if weights is None else merge_kernels(kernels, weights))
+        return y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(y.dtype)
+
+
+def row(mixing: jax.Array | None, index: int) -> jax.Array | None:
+    """The weights of one cell of a side; None where that side is not searched."""
+    return None if mixing is None else mixing[index]

@@ -1,4 +1,4 @@
-"""Reads files of weights with NumPy alone: nothing in a file is executed, nothing is downloaded.
+"""Reads files of weights with NumPy: nothing in a file is executed, nothing is downloaded.
 
 A PyTorch file is a pickle, and a pickle is a program. Here it may only rebuild the tensors of a state
 dict; any other name in it is refused before it is looked up.
@@ -17,6 +17,8 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fewshotseg import errors
@@ -148,6 +150,16 @@ def take(
     return {name: np.asarray(tensors[name], np.float32) for name in table}
 
 
+NORM_PARTS = ("weight", "bias", "running_mean", "running_var")  # of batch normalisation
+
+
+def fold_norm(tensors: Mapping[str, np.ndarray], name: str, epsilon: float) -> dict[str, jax.Array]:
+    """Batch normalisation as `scale = gamma / sqrt(variance + epsilon)`, `shift = beta - scale mean`."""
+    gamma, beta, mean, variance = (tensors[f"{name}.{part}"] for part in NORM_PARTS)
+    scale = gamma / np.sqrt(variance + epsilon)
+    return {"scale": jnp.asarray(scale), "shift": jnp.asarray(beta - scale * mean)}
+
+
 # --- PyTorch ---------------------------------------------------------------------------------------
 
 
@@ -210,6 +222,8 @@ def _rebuild_tensor(storage, offset, shape, strides, *_):
 def _read_torch(data: bytes) -> Tensors:
     stored, read_storages = _open_zip(data) if data[:2] == b"PK" else _open_legacy(data)
     tensors = dict(stored)
+    if list(tensors) in (["model"], ["state_dict"]):  # as many authors wrap it
+        (tensors,) = map(dict, tensors.values())
     for name, tensor in tensors.items():
         if type(name) is not str or not isinstance(tensor, _Tensor):
             raise ValueError(f"{str(name)[:80]!r} is no tensor")

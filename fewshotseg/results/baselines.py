@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from fewshotseg import labels
 from fewshotseg.errors import InputError
 from fewshotseg.types import Case
 
@@ -30,7 +31,7 @@ def best_threshold(cases: Iterable[Case]) -> tuple[int, str]:
     rows, has_foreground = [], False
     for case in cases:
         rows.append(_dice_table(case))
-        has_foreground |= bool(np.any(case.mask))
+        has_foreground |= bool(labels.is_foreground(case.mask).any())
     if not has_foreground:
         raise InputError("the threshold baseline needs at least one training case with foreground.")
     count = np.sum(np.isfinite(rows), axis=0)
@@ -47,8 +48,8 @@ def threshold_dice(case: Case, threshold: int, polarity: str) -> float:
 def _dice_table(case: Case) -> np.ndarray:
     """Dice of every threshold, `[2 (dark, bright), 256]`, NaN where both masks are empty."""
     grey = np.round(case.image.astype(np.float64).mean(axis=-1)).astype(np.int64)
-    inside = np.bincount(grey[case.mask > 0], minlength=256)
-    everything = np.bincount(grey.ravel(), minlength=256)
+    inside = np.bincount(grey[labels.is_foreground(case.mask)], minlength=256)
+    everything = np.bincount(grey[labels.counts(case.mask)], minlength=256)
     hits = np.stack([np.cumsum(inside), np.cumsum(inside[::-1])[::-1]])
     size = np.stack([np.cumsum(everything), np.cumsum(everything[::-1])[::-1]]) + inside.sum()
     return np.divide(2.0 * hits, size, out=np.full(hits.shape, np.nan), where=size > 0)

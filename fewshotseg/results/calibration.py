@@ -11,7 +11,7 @@ import pathlib
 import numpy as np
 from scipy import optimize, special
 
-from fewshotseg import files
+from fewshotseg import files, labels
 from fewshotseg.results import metrics
 
 LIMITS = 0.2, 5.0  # of a handful of images that are all right, the best temperature would be 0
@@ -44,15 +44,17 @@ def fit(probabilities: np.ndarray, masks: np.ndarray) -> Calibration:
 
     Args:
       probabilities: float `[N, *spatial, K]` in [0, 1], see `Predictor`, without a temperature.
-      masks: uint8 `[N, *spatial]` of class ids.
+      masks: uint8 `[N, *spatial]` of class ids; what is to be ignored in them is.
     """
-    labels = np.asarray(masks).ravel()
-    step = -(-labels.size // MOST_PIXELS)
-    labels = labels[::step]
-    logits = _logits(probabilities.reshape(-1, probabilities.shape[-1])[::step])
+    targets = np.asarray(masks).ravel()
+    step = -(-targets.size // MOST_PIXELS)
+    targets = targets[::step]
+    counted = labels.counts(targets)
+    targets = targets[counted]
+    logits = _logits(probabilities.reshape(-1, probabilities.shape[-1])[::step][counted])
 
     def loss(log_temperature):
-        return _loss(logits / np.exp(log_temperature), labels)
+        return _loss(logits / np.exp(log_temperature), targets)
 
     found = optimize.minimize_scalar(loss, bounds=np.log(LIMITS), method="bounded")
     temperature = float(np.exp(found.x))
@@ -61,8 +63,8 @@ def fit(probabilities: np.ndarray, masks: np.ndarray) -> Calibration:
         len(masks),
         loss(0.0),
         loss(found.x),
-        _calibration_error(logits, labels),
-        _calibration_error(logits / temperature, labels),
+        _calibration_error(logits, targets),
+        _calibration_error(logits / temperature, targets),
     )
 
 
@@ -89,12 +91,12 @@ def _logits(probabilities):
     return np.concatenate([np.zeros_like(foreground), foreground], axis=-1)
 
 
-def _loss(logits, labels):
-    chosen = np.take_along_axis(logits, labels[:, None].astype(np.int64), axis=-1)[:, 0]
+def _loss(logits, targets):
+    chosen = np.take_along_axis(logits, targets[:, None].astype(np.int64), axis=-1)[:, 0]
     return float((special.logsumexp(logits, axis=-1) - chosen).mean())
 
 
-def _calibration_error(logits, labels):
+def _calibration_error(logits, targets):
     p = special.softmax(logits, axis=-1)
-    counts = [metrics.calibration_counts(p[:, k], labels == k) for k in range(1, p.shape[-1])]
+    counts = [metrics.calibration_counts(p[:, k], targets == k) for k in range(1, p.shape[-1])]
     return float(np.mean([metrics.expected_calibration_error(c) for c in counts]))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fewshotseg import files
+from fewshotseg import files, labels
 from fewshotseg.data import canvas
 from fewshotseg.errors import InputError
 from fewshotseg.results import baselines, centre_lines, examples, metrics, statistics
@@ -204,10 +204,11 @@ def threshold_baseline(
 
 
 def _check_reference(case: Case, shape, names, source_name: str) -> None:
-    if case.mask.shape != shape or case.mask.max(initial=0) > len(names):
+    highest = case.mask[labels.counts(case.mask)].max(initial=0)
+    if case.mask.shape != shape or highest > len(names):
         raise InputError(
             f"{source_name}, case {case.id}: the reference mask has the size {case.mask.shape} and "
-            f"class ids up to {case.mask.max(initial=0)}, but the image has the size {shape} "
+            f"class ids up to {highest}, but the image has the size {shape} "
             f"and the model knows {len(names)} class(es). Correct the mask."
         )
 
@@ -231,11 +232,10 @@ def _case_rows(case: Case, probabilities, predictor, tolerance, thin) -> list[di
 def _calibration(case: Case, probabilities, num_classes: int) -> np.ndarray:
     """`metrics.calibration_counts` of every class, `[classes, 3, bins]`."""
     foreground = probabilities if probabilities.shape[-1] == 1 else probabilities[..., 1:]
+    counted = labels.counts(case.mask)
+    foreground, mask = foreground[counted], case.mask[counted]
     return np.stack(
-        [
-            metrics.calibration_counts(foreground[..., k], case.mask == k + 1)
-            for k in range(num_classes)
-        ]
+        [metrics.calibration_counts(foreground[:, k], mask == k + 1) for k in range(num_classes)]
     )
 
 

@@ -153,6 +153,7 @@ def interface(predictor: Predictor) -> dict[str, Any]:
         "input": "uint8 [height, width, 3], RGB, any size, upright; a grey image three times",
         "output": f"float32 [height, width, {len(predictor.class_names) + several}], probability {outputs}",
         "class_names": list(predictor.class_names),
+        "mask_values": list(predictor.mask_values),
         "threshold": predictor.threshold,
         "temperature": predictor.temperature,
         "network_size": list(canvas.as_size(predictor.image_size)),

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from fewshotseg import labels
 from fewshotseg.results import centre_lines, surfaces
 
 EMPTY_MASKS = (
@@ -35,6 +36,7 @@ EMPTY_MASKS = (
 )
 CONVENTION = (
     f"Each class of each case is measured at the image's original size. {EMPTY_MASKS} "
+    "Pixels that the reference leaves out (an ignore label) are background in both masks. "
     "What is undefined is null, or an empty cell, and counted in n_nan; the kinds of empty masks are "
     "counted in both_empty, reference_empty and prediction_empty. Jaccard is 0 where Dice is 0. "
     "false_positive_area is the number of predicted pixels where only the reference is empty, and "
@@ -183,7 +185,7 @@ def case_metrics(
 
     Args:
       prediction: class ids, `[H, W]` or `[D, H, W]`.
-      reference: class ids of the same shape.
+      reference: class ids of the same shape; what has `labels.IGNORED` counts as background in both.
       num_classes: including the background, whose id is 0.
       spacing: size of a pixel along each axis, or one number for all; distances are then in its
         unit (mm), otherwise in pixels.
@@ -202,6 +204,8 @@ def case_metrics(
     prediction, reference = np.asarray(prediction), np.asarray(reference)
     if prediction.shape != reference.shape:
         raise ValueError(f"shapes differ: {prediction.shape} predicted, {reference.shape} wanted")
+    counted = labels.counts(reference)
+    prediction, reference = (np.where(counted, mask, 0) for mask in (prediction, reference))
     for name, mask in (("prediction", prediction), ("reference", reference)):
         if mask.size and (mask.min() < 0 or mask.max() >= num_classes):
             raise ValueError(

@@ -47,7 +47,8 @@ def predict_files(
     """Segments an image file, or all image files in a folder and its subfolders.
 
     Writes, under `output_dir`:
-      masks/NAME.png: at the input's size; 0 and 255 for one class, class ids for several. Where two
+      masks/NAME.png: at the input's size; the values that the training masks have for the classes (0 and
+        255 for one class, else 0, 1, 2, ..., unless the configuration says otherwise). Where two
         inputs differ in their extension only, NAME keeps it: `a.jpg.png`, `a.tif.png`.
       overlays/NAME.png, if wanted: the outlines on the image, for looking at and not for measuring;
         large images are shrunk.
@@ -115,7 +116,7 @@ def predict_files(
         f"{done} of {len(paths)} images in {total:.2f} s: {done / total:.1f} images per second "
         f"with reading and writing, {done / max(network.seconds, 1e-9):.1f} in the network alone "
         f"(first call with compilation, {compile_seconds:.2f} s, not counted). "
-        + ("Masks hold 0 and 255." if len(predictor.class_names) == 1 else "Masks hold class ids.")
+        f"Masks hold {values_text(predictor)}."
     )
     return rows
 
@@ -275,8 +276,7 @@ class _Writer:
         """The mask, which is written beside what else is wanted."""
         predictor, target = self._predictor, self._targets[key]
         mask = canvas.probabilities_to_mask(probabilities, predictor.threshold)
-        scale = 255 if len(predictor.class_names) == 1 else 1
-        figures.save_image(mask * np.uint8(scale), self._folder / "masks" / target)
+        figures.save_image(predictor.written(mask), self._folder / "masks" / target)
         if self._overlays:
             figures.save_overlay(image, mask, self._folder / "overlays" / target)
         if self._probabilities:
@@ -287,11 +287,19 @@ class _Writer:
         return mask
 
 
+def values_text(predictor: Predictor) -> str:
+    """What the masks of a model hold, in words."""
+    background, *classes = predictor.mask_values
+    pairs = zip(classes, predictor.class_names, strict=True)
+    return f"{background} and " + ", ".join(f"{value} ({name})" for value, name in pairs)
+
+
 def manifest(predictor, done, failed, total, spent) -> dict[str, Any]:
     environment = run_folder.environment()
     return {
         "model": predictor.source,
         "class_names": list(predictor.class_names),
+        "mask_values": list(predictor.mask_values),
         "threshold": predictor.threshold,
         "temperature": predictor.temperature,
         "network_size": list(canvas.as_size(predictor.image_size)),

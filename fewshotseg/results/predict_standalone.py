@@ -2,7 +2,8 @@
 
   python predict_standalone.py PICTURE [PICTURE ...]
 
-For every picture it writes PICTURE.mask.png (0 and 255, or class ids) and prints the areas in pixels.
+For every picture it writes PICTURE.mask.png (the values of the training masks, 0 and 255 for one class) and
+prints the areas in pixels.
 A research tool: not a medical device, not for diagnosis.
 """
 
@@ -52,6 +53,8 @@ if __name__ == "__main__":
     names = about["class_names"]
     for path in sys.argv[1:]:
         mask = to_mask(model(read_picture(path)), about["threshold"])
-        Image.fromarray(mask * np.uint8(255 if len(names) == 1 else 1)).save(f"{path}.mask.png")
+        values = about["mask_values"]
+        table = np.array(values, np.uint8 if max(values) <= 255 else np.uint16)
+        Image.fromarray(table[mask]).save(f"{path}.mask.png")
         areas = [f"{name} {(mask == i).sum()} px" for i, name in enumerate(names, start=1)]
         print(f"{path}: {', '.join(areas)}")

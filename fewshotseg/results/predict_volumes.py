@@ -11,7 +11,7 @@ import numpy as np
 from fewshotseg import figures, files
 from fewshotseg.data import canvas, dicom_files, image_files, label_files, volume_files
 from fewshotseg.errors import InputError
-from fewshotseg.results.predict_files import manifest, open_output
+from fewshotseg.results.predict_files import manifest, open_output, values_text
 from fewshotseg.results.predictor import Predictor, probabilities_of
 
 _TABLE, _MANIFEST = "volumes.csv", "manifest.json"
@@ -45,8 +45,9 @@ def predict_volumes(
     A folder that holds DICOM files itself is one series.
 
     Writes, under `output_dir`:
-      masks/NAME: class ids, uint8, with the axes, affine and header of the input, called like it; of the
-        series in the folder NAME, masks/NAME.dcm, a DICOM segmentation.
+      masks/NAME: the values of the training's label maps, uint8 (uint16 if they need it), with the axes,
+        affine and header of the input, called like it; of the series in the folder NAME, masks/NAME.dcm, a
+        DICOM segmentation.
       overlays/NAME.png, if wanted: outlines on three planes, for looking at and not for measuring.
       probabilities/NAME.npy, if wanted: float32 `[X, Y, Z, K]` in the input's order of axes.
       volumes.csv: a row per file and class, with voxels and millilitres; a file that cannot be read
@@ -97,8 +98,8 @@ def predict_volumes(
     about = manifest(predictor, done, len(paths) - done, total, spent)
     files.write_json(output_dir / _MANIFEST, about)
     log(
-        f"{done} of {len(paths)} volumes in {total:.1f} s, with compilation. Masks hold class ids, and "
-        "lie on their images."
+        f"{done} of {len(paths)} volumes in {total:.1f} s, with compilation. Masks hold "
+        f"{values_text(predictor)}, and lie on their images."
     )
     return rows
 
@@ -141,10 +142,12 @@ def _predict_one(predictor, path, key, folder, overlays, wants_probabilities, sp
     (found,) = probabilities_of(predictor, [image], [key], 1, [volume.spacing])
     mask = canvas.probabilities_to_mask(found, predictor.threshold)
     segmented = time.perf_counter()
-    name = f"{key}.dcm" if path.is_dir() else key
-    label_files.write_labels(
-        folder / "masks" / name, mask, volume, predictor.class_names, predictor.source
-    )
+    if path.is_dir():
+        name, about = f"{key}.dcm", (predictor.class_names, predictor.source)
+        label_files.write_segmentation(folder / "masks" / name, mask, volume, *about)
+    else:
+        name = key
+        label_files.write_labels(folder / "masks" / name, predictor.written(mask), volume)
     if overlays:
         figures.save_overlay(
             image, mask, folder / "overlays" / f"{key}.png", spacing=volume.spacing

@@ -12,6 +12,7 @@ import numpy as np
 from fewshotseg.data import canvas, volume_files
 from fewshotseg.data import tiles as tiling
 from fewshotseg.errors import InputError
+from fewshotseg.labels import PLAIN, Labels
 from fewshotseg.methods import METHODS, segmenter_name
 from fewshotseg.models import factory
 from fewshotseg.results import calibration, sliding
@@ -20,7 +21,7 @@ from fewshotseg.runs import checkpoint
 from fewshotseg.runs import folder as run_folder
 
 PredictProbabilities = Callable[[np.ndarray], np.ndarray]
-_AGREE = ("class_names", "image_size", "channels", "threshold", "grey_values", "tiles")
+_AGREE = ("class_names", "labels", "image_size", "channels", "threshold", "grey_values", "tiles")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Predictor:
         it; None where there is no such function.
       grey_values: of a model of volumes, from the values in a file to those from 0 to 255.
       tiles: how the network sees an image in tiles; None where it sees whole ones, squashed.
+      labels: the values of the classes in the masks that are written; those of the training masks.
     """
 
     predict_probabilities: PredictProbabilities
@@ -56,6 +58,20 @@ class Predictor:
     network: Callable[[jax.Array], jax.Array] | None = None
     grey_values: volume_files.GreyValues | None = None
     tiles: tiling.Tiles | None = None
+    labels: Labels = PLAIN
+
+    @property
+    def mask_values(self) -> tuple[int, ...]:
+        """What is written for the background and for every class: of pictures of one class, 0 and 255."""
+        number = len(self.class_names)
+        if number == 1 and self.spatial_axes == 2 and not self.labels.ids:
+            return (0, 255)
+        return self.labels.values(number)
+
+    def written(self, mask: np.ndarray) -> np.ndarray:
+        """Class ids as they are written, uint8, or uint16 if one is above 255."""
+        values = Labels(self.mask_values)
+        return values.to_file(mask, len(self.class_names))
 
     @property
     def spatial_axes(self) -> int:
@@ -89,7 +105,8 @@ def load_predictor(folder: str | pathlib.Path, method: str = "") -> Predictor:
     weights, origin, temperature = trained_weights(root / method)
     source = f"{method} of {root} ({why}), {origin}"
     names = run_folder.read_class_names(root)
-    return create_predictor(config, weights, names, source, temperature, method)
+    labels = run_folder.read_labels(root)
+    return create_predictor(config, weights, names, source, temperature, method, labels)
 
 
 def load_ensemble(folders: Sequence[str | pathlib.Path], method: str = "") -> Predictor:
@@ -157,6 +174,7 @@ def create_predictor(
     source: str,
     temperature: float = 1.0,
     method: str = "",
+    labels: Labels = PLAIN,
 ) -> Predictor:
     """A predictor of weights in memory.
 
@@ -167,6 +185,7 @@ def create_predictor(
       source: see `Predictor`.
       temperature: likewise.
       method: that trained them, where it may have a segmenter of its own.
+      labels: see `Predictor`.
     """
     network = create_network(config, len(class_names) + 1, method)
     apply = network.apply
@@ -184,6 +203,7 @@ def create_predictor(
         network=lambda images: _probabilities(apply(weights, images, None), temperature),
         grey_values=_grey_values(config["data"]),
         tiles=tiling.create(config["data"]),
+        labels=labels,
     )
 
 

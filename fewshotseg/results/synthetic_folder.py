@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fewshotseg import figures, files
+from fewshotseg import labels as label_lib
 from fewshotseg.data import volume_files
 from fewshotseg.errors import InputError
 from fewshotseg.types import Case
@@ -21,16 +22,22 @@ CHANNEL_NAMES = {1: ("grey",), 3: ("R", "G", "B")}  # nnU-Net: one file holds th
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where pairs lie: paths without the ending of the file, `{}` being the name of a pair."""
+    """Where pairs lie: paths without the ending of the file, `{}` being the name of a pair.
+
+    Attributes:
+      own_values: whether masks have the values of the training masks; else 0, 1, 2, ..., n, and n + 1 for
+        what is to be ignored.
+    """
 
     image: str
     mask: str
+    own_values: bool = True
 
 
 LAYOUTS: Mapping[str, Layout] = {
     "folder": Layout("images/{}", "masks/{}"),
     # documentation/dataset_format.md of nnU-Net v2: CASE_XXXX in imagesTr, CASE in labelsTr.
-    "nnunet": Layout("imagesTr/{}_0000", "labelsTr/{}"),
+    "nnunet": Layout("imagesTr/{}_0000", "labelsTr/{}", own_values=False),
 }
 
 
@@ -81,6 +88,8 @@ def write_pair(
     mask: np.ndarray,
     comment: str,
     affine: np.ndarray | None = None,
+    labels: label_lib.Labels = label_lib.PLAIN,
+    num_foreground_classes: int = 1,
 ) -> str:
     """Writes one pair.
 
@@ -92,11 +101,16 @@ def write_pair(
       mask: uint8 class ids of the same size.
       comment: goes into the image's file, at most 79 letters.
       affine: of a volume, see `types.Case`.
+      labels: of the training masks.
+      num_foreground_classes: likewise.
 
     Returns:
       The path of the image below `folder`.
     """
     where = LAYOUTS[layout]
+    if not where.own_values:
+        labels = _consecutive(labels, num_foreground_classes)
+    mask = labels.to_file(mask, num_foreground_classes)
     ending = ending_of(mask.ndim)
     paths = [folder / (part.format(name) + ending) for part in (where.image, where.mask)]
     if mask.ndim == 3:
@@ -108,9 +122,19 @@ def write_pair(
     return paths[0].relative_to(folder).as_posix()
 
 
+def _consecutive(labels, num_foreground_classes):
+    ignored = num_foreground_classes + 1 if labels.ignored >= 0 else -1
+    return label_lib.Labels(ignored=ignored)
+
+
 def ending_of(num_axes: int) -> str:
     """Of the files of pictures and of volumes."""
     return ".nii.gz" if num_axes == 3 else ".png"
+
+
+def names_of_labels(about: Mapping[str, Any]) -> list[str]:
+    """The classes 1, 2, ... as nnU-Net knows them: what is to be ignored is the last, by that name."""
+    return [*about["classes"], *["ignore"] * about["has_ignored"]]
 
 
 def write_about(
@@ -127,7 +151,7 @@ def write_about(
       layout: a row of `LAYOUTS`.
       rows: of manifest.csv, one per pair.
       shown: pairs for the contact sheet, the first `SHOWN` of them are drawn.
-      about: of synthetic.json, with `classes`, `channels` and `num_axes`.
+      about: of synthetic.json, with `classes`, `has_ignored`, `channels` and `num_axes`.
     """
     if layout == "nnunet":
         names = CHANNEL_NAMES[about["channels"]]
@@ -135,7 +159,7 @@ def write_about(
             "channel_names": {str(i): name for i, name in enumerate(names)},
             "labels": {
                 "background": 0,
-                **{name: i for i, name in enumerate(about["classes"], start=1)},
+                **{name: i for i, name in enumerate(names_of_labels(about), start=1)},
             },
             "numTraining": len(rows),
             "file_ending": ending_of(about["num_axes"]),

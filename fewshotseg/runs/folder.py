@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from fewshotseg import errors, files
+from fewshotseg import errors, files, labels, types
 from fewshotseg.methods import METHODS
 from fewshotseg.runs import checkpoint
 
@@ -142,6 +142,22 @@ def read_class_names(workdir: pathlib.Path) -> list[str]:
         return json.loads((workdir / "classes.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise errors.InputError(f"{workdir} has no classes.json: train first.") from error
+
+
+def write_classes(workdir: pathlib.Path, source: types.CaseSource) -> None:
+    """Writes the names of the foreground classes, and what values they have in masks."""
+    found = labels.of_source(source)
+    files.write_json(workdir / "classes.json", source.class_names)
+    files.write_json(workdir / "labels.json", {"ids": found.ids, "ignored": found.ignored})
+
+
+def read_labels(workdir: pathlib.Path) -> labels.Labels:
+    """The values that the classes of a run have in masks; a run of an earlier version had no choice."""
+    try:
+        stored = json.loads((workdir / "labels.json").read_text())
+    except OSError:
+        return labels.PLAIN
+    return labels.as_labels(stored["ids"], stored["ignored"])
 
 
 def environment() -> dict[str, Any]:

@@ -18,6 +18,7 @@ from fewshotseg.training import (
     build_parts,
     build_search,
     estimators,
+    pair_quality,
     search,
     stages,
 )
@@ -75,6 +76,7 @@ class Experiment:
       evaluation: how models are measured.
       threshold: probability from which a pixel is foreground, one class.
       create_predictor: `(weights, *, source) -> Predictor`.
+      measure_pairs: `(folder of the run, method)`: see `pair_quality.measure`.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Experiment:
     evaluation: Evaluation
     threshold: float
     create_predictor: Callable[..., predictor.Predictor]
+    measure_pairs: Callable[..., Any]
 
 
 def create_pretraining(config, data: cases.Data, spec: factory.Spec) -> stages.Stage:
@@ -181,4 +184,5 @@ def build(config) -> Experiment:
         create_predictor=functools.partial(
             predictor.create_predictor, config.to_dict(), class_names=data.source.class_names
         ),
+        measure_pairs=functools.partial(pair_quality.measure, config, data, spec),
     )

@@ -28,7 +28,11 @@ def create_test_sources(config) -> dict[str, CaseSource]:
     sources = {name: create_source(fields) for name, fields in config.test_sets.items()}
     folder = config.data.folder
     more = cases.create_test_folders(
-        config.test_folders, tuple(folder.class_names), folder.mask_pattern
+        config.test_folders,
+        tuple(folder.class_names),
+        folder.mask_pattern,
+        class_ids=folder.class_ids,
+        ignore_id=folder.ignore_id,
     )
     if twice := sources.keys() & more.keys():
         raise errors.InputError(f"test_folders and test_sets both have {min(twice)!r}: rename one.")

@@ -4,9 +4,9 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from fewshotseg.genseg import gan, harmonizer, pair_sources
+from fewshotseg.genseg import diffusion, gan, harmonizer, pair_sources, vae, wgan
 from fewshotseg.methods import METHODS, Method, resolve
-from fewshotseg.models import factory
+from fewshotseg.models import factory, generators
 
 
 class FamilyRow(NamedTuple):
@@ -40,6 +40,19 @@ FAMILIES = {
         harmonizer.family,
         {"generator": factory.create_harmonizer, "discriminator": factory.create_discriminator},
         source="composite",
+    ),
+    "diffusion": FamilyRow(diffusion.family, {"denoiser": generators.create_denoiser}),
+    "vae": FamilyRow(
+        vae.family,
+        {"vae_encoder": generators.create_encoder, "vae_decoder": generators.create_decoder},
+    ),
+    "wgan": FamilyRow(
+        wgan.family,
+        {
+            "discriminator": factory.create_discriminator,
+            "pair_generator": generators.create_pair_generator,
+        },
+        source="sampled",
     ),
 }
 

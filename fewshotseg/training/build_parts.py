@@ -69,7 +69,8 @@ def create_parts(
     networks = networks or create_networks(config, spec, method)
     moving = build_pairs.moving_variables(config, method) if stage == "train" else ()
     settings, pair_fields = build_pairs.pair_settings(config, method, moving, spec.channels)
-    settings["architecture"] = next((n.mixing for n in networks.values() if n.mixing), {})
+    searched = [network.mixing for network in networks.values()]
+    settings["architecture"] = {side: shape for sides in searched for side, shape in sides.items()}
     theta, use = outer_variables.create(settings, moving, stages.step_key(config.seed, "init", 0))
 
     gan_optimizer = _optimizer(config.gan_optim, config.pretrain.num_steps)
@@ -93,7 +94,7 @@ def create_parts(
     intensity = augment.Intensity(**config.augment.intensity.to_dict())
     jitter = functools.partial(augment.jitter, strength=intensity)
     segment = networks["segmenter"].apply
-    tools = pair_sources.Tools(family.draw, family.refine, use, spec.num_classes)
+    tools = pair_sources.Tools(family.draw, family.refine, use, spec.num_classes, family.sample)
     sources = pair_sources.create(method.sources, tools, pair_fields)
     player = segmenter.player(
         segment,

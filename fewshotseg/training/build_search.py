@@ -15,7 +15,7 @@ from fewshotseg.training import build_pairs, build_parts, cross_fit, search, sta
 def search_fields(config) -> dict[str, Any]:
     """The fields of `config.cross_fit`, the number of steps of a trial and of sources to choose from."""
     fields = config.cross_fit.to_dict()
-    num_components = len(config.pairs.sources)
+    num_components = len(config.pairs.sources) if "mixture" in fields["variables"] else 0
     num_steps = fields["num_steps"] or config.train.num_steps
     return {**fields, "num_steps": num_steps, "num_components": num_components}
 
@@ -31,6 +31,13 @@ def make_cheaper(segmenter, width, frozen_encoder):
     encoder.widths = tuple(min(channels, narrow(channels)) for channels in encoder.widths)
     if frozen_encoder:
         encoder.trained = "frozen"
+    for network in (segmenter.deeplab, segmenter.swin_unet):
+        if network.weights:  # whose widths are those of the file
+            network.trained = "frozen" if frozen_encoder else network.trained
+        else:
+            for field in ("width", "head_width"):
+                if field in network:
+                    network[field] = min(network[field], narrow(network[field]))
 
 
 def create_search(

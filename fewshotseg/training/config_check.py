@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fewshotseg import errors
+from fewshotseg import errors, labels
 from fewshotseg.data import canvas
 from fewshotseg.data.cases import spatial_axes
 from fewshotseg.genseg import pair_sources
@@ -57,6 +57,9 @@ def check_fields(config) -> None:
         _check_bound(field, value)
         if field.endswith("folder.class_names"):
             _check_names(field, value)
+            block = _value(config, field.removesuffix(".class_names"))
+            found = labels.as_labels(block.class_ids, block.ignore_id)
+            found.check(len(value), field.removesuffix(".class_names"))
     _check_axes(config)
     if config.evaluate.cldice:
         centre_lines.require_skimage()
@@ -150,6 +153,7 @@ def _check_combinations(config):
     for field, levels in leaves(config):
         if field.endswith(".num_levels") and not field.startswith("generator"):
             _check_levels(field, levels, min(canvas.as_size(config.data.image_size)))
+    _check_scales(config)
     if config.optim.warmup_steps >= config.train.num_steps:
         raise errors.InputError(
             f"optim.warmup_steps is {config.optim.warmup_steps}: it must be below "
@@ -162,6 +166,19 @@ def _check_levels(field, levels, image_size):
     most = image_size.bit_length() - 1
     if levels > most:
         raise _fault(field, levels, f"{image_size} pixels can be halved {most} times at most")
+
+
+def _check_scales(config):
+    """The coarsest discriminator has a patch left: two of its layers take one pixel off without halving."""
+    block = config.discriminator[config.discriminator.name]
+    size = min(canvas.as_size(config.data.image_size))
+    most = max((n for n in range(1, 5) if (size >> (n - 1 + block.num_levels)) > 2), default=1)
+    if block.num_scales > most:
+        raise _fault(
+            "discriminator.patchgan.num_scales",
+            block.num_scales,
+            f"with num_levels={block.num_levels}, {size} pixels have room for {most}",
+        )
 
 
 def _check_outer(config):
@@ -240,4 +257,10 @@ def _check_search(config, name, method):
             "cross_fit.variables",
             tuple(config.cross_fit.variables),
             f"some make no difference to {name}, name some of {', '.join(map(repr, sorted(known)))}",
+        )
+    if method.search == "choice" and "mixture" not in config.cross_fit.variables:
+        raise _fault(
+            "cross_fit.variables",
+            tuple(config.cross_fit.variables),
+            f"{name} chooses among the sources of pairs: name 'mixture'",
         )

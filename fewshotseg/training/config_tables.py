@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from fewshotseg.data.cases import SOURCES
-from fewshotseg.genseg import pair_sources
+from fewshotseg.genseg import diff_augment, losses, pair_sources
 from fewshotseg.genseg.outer_variables import OUTER_VARIABLES
+from fewshotseg.labels import HIGHEST
 from fewshotseg.methods import METHODS
-from fewshotseg.models import efficient_unet, factory, unet
+from fewshotseg.models import efficient_unet, factory, generators, unet
 from fewshotseg.results import synthetic_folder
 from fewshotseg.training import optimizers
 from fewshotseg.training.build_pairs import FAMILIES
@@ -66,6 +67,7 @@ BOUNDS: Mapping[str, Bound] = {
     "*phantom.num_cases": at_least(1),
     "*phantom.seed": between(0, SEEDS),
     "*phantom.image_size": at_least(16),
+    "*.ignore_id": between(-1, HIGHEST),
     "*volumes.channel": at_least(0),
     "*volumes.window": between(-1e6, 1e6),
     "*volumes.percentiles": between(0, 100),
@@ -82,13 +84,24 @@ BOUNDS: Mapping[str, Bound] = {
     "*.max_width": at_least(1),
     "segmenter*.widths": at_least(efficient_unet.CHANNELS_PER_GROUP),
     "segmenter*.encoder_rate": at_least(0),
+    "segmenter*.depths": at_least(1),
+    "segmenter*.head_width": at_least(1),
+    "segmenter*.atrous": at_least(1),
+    "segmenter*.window": at_least(2),
     "segmenter*.num_levels": at_least(1),
     "generator*.num_levels": at_least(1),
     "discriminator*.num_levels": at_least(1),
+    "discriminator*.num_scales": between(1, 4),
+    "vae_*.num_levels": at_least(1),
+    "pair_generator*.num_levels": at_least(1),
+    "denoiser*.multipliers": at_least(1),
     "*.groups": at_least(1),
     "*.dropout_rate": between(0, 1, open_high=True),
     "loss.*_weight": at_least(0),
     "family.*_weight": at_least(0),
+    "*.latent_size": at_least(1),
+    "family.diffusion.*_steps": at_least(2),
+    "family.diffusion.eta": between(0, 1),
     "augment.*.flip": between(0, 1),
     "augment.*.scale": between(0, 1, open_high=True),
     "augment.*.translate": between(0, 1),
@@ -146,6 +159,7 @@ BOUNDS: Mapping[str, Bound] = {
     "*_every": at_least(1),
     "evaluate.nsd_tolerance": above(0),
     "evaluate.nsd_mm": at_least(0),
+    "evaluate.num_pairs": at_least(0),
     "evaluate.threshold": between(0, 1, open_low=True, open_high=True),
 }
 
@@ -166,13 +180,18 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "segmenter.name": tuple(factory.SEGMENTERS),
     "generator.name": tuple(factory.GENERATORS),
     "discriminator.name": tuple(factory.DISCRIMINATORS),
+    "denoiser.name": tuple(generators.DENOISERS),
+    "vae_encoder.name": tuple(generators.ENCODERS),
+    "vae_decoder.name": tuple(generators.DECODERS),
+    "pair_generator.name": tuple(generators.DECODERS),
     "segmenter*.activation": tuple(unet.ACTIVATIONS),
     "segmenter*.pool": tuple(unet.POOLS),
     "segmenter*.trained": efficient_unet.TRAINED,
     "*.dtype": tuple(factory.DTYPES),
     "loss.overlap": ("dice", "jaccard"),
     "family.name": tuple(FAMILIES),
-    "family.*.adversarial": ("vanilla", "lsgan"),
+    "family.*.adversarial": losses.ADVERSARIAL,
+    "family.*.augmented": tuple(diff_augment.OPERATIONS),
     "pairs.sources": tuple(pair_sources.PAIR_SOURCES),
     "train.select": ("last", "best"),
     "*optim.second_moment": optimizers.SECOND_MOMENTS,
@@ -185,5 +204,5 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "outer.variables": tuple(OUTER_VARIABLES),
     "cross_fit.variables": tuple(OUTER_VARIABLES),
 }
-MAY_BE_EMPTY = ("outer.variables", "augment.*.flip_axes")
+MAY_BE_EMPTY = ("outer.variables", "augment.*.flip_axes", "family.*.augmented")
 DIVIDED = ("pretrain.batch_size", "train.batch_size", "outer.batch_size")  # over the devices

@@ -59,8 +59,7 @@ def create_problem(
     largest = max(map(len, folds))
 
     def step(state, theta, batch, rng):
-        cases = jax.tree.map(lambda x: x[batch["members"]], arrays)
-        return inner_step(state, theta, draw(cases, rng), rng)
+        return inner_step(state, theta, draw(batch, rng), rng)
 
     differentiated = host_loop.advance(step)
     plain = host_loop.steps(step)
@@ -71,6 +70,7 @@ def create_problem(
     def train(theta, fold, start, differentiate, last=num_steps):
         trial_key = jax.random.fold_in(jax.random.fold_in(key, start), fold)
         members = jnp.array([i for j, other in enumerate(folds) if j != fold for i in other])
+        cases = jax.tree.map(lambda x: x[members], arrays)
         theta = jax.tree.map(jnp.asarray, theta)
         state = initial(jax.random.fold_in(key, start))
         tangents = forward.start(theta, state) if differentiate else None
@@ -78,7 +78,8 @@ def create_problem(
             count = min(CHUNK, last - begin)
             report(fold, start, 0)
             rngs = jax.vmap(lambda k: jax.random.fold_in(trial_key, k))(begin + jnp.arange(count))
-            batches = {"members": jnp.tile(members, (count, 1))}
+            # Handed over, not closed over: the compiled step is the same for all data sets of one size.
+            batches = _repeat(cases, count)
             if differentiate:
                 state, tangents, _ = differentiated(state, tangents, theta, batches, rngs)
             else:
@@ -113,6 +114,10 @@ def of_average(outer_loss: Callable) -> Callable:
         return outer_loss(state, theta, batch)
 
     return loss
+
+
+def _repeat(arrays, count):
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), arrays)
 
 
 def _held_out(arrays, fold, size):

@@ -51,8 +51,9 @@ class Problem:
       num_folds: that the labelled cases are divided into.
       num_starts: trainings from different weights and batches for every fold.
       run: `(theta, fold, start, differentiate) -> Trial`.
-      warm_up: `differentiate -> number of steps`, takes a few steps of a trial, to compile and time them.
       describe: theta -> outer variables in use, by name and component, for people.
+      warm_up: `differentiate -> number of steps`, takes a few steps of a trial, to compile and time them.
+      mixtures: names of the outer variables that are logits of shares, one of which can be all there is.
     """
 
     theta: Theta
@@ -61,6 +62,7 @@ class Problem:
     run: Callable[[Theta, int, int, bool], Trial]
     describe: Callable[[Theta], Mapping[str, Mapping[str, float]]] = lambda theta: {}
     warm_up: Callable[[bool], int] = lambda differentiate: 0
+    mixtures: tuple[str, ...] = ("mixture",)
 
 
 class Journal:
@@ -155,12 +157,12 @@ def by_hypergradient(
 
 
 def by_choice(problem: Problem, journal: Journal) -> tuple[Theta, list]:
-    """The best of: theta as it is, and every component of every vector alone (a source of pairs).
+    """The best of: theta as it is, and every component of every mixture alone (a source of pairs).
 
     Returns:
       The theta with the least mean loss, and for every candidate its losses.
     """
-    return _best(problem, journal, [problem.theta, *_alone(problem.theta)])
+    return _best(problem, journal, [problem.theta, *_alone(problem.theta, problem.mixtures)])
 
 
 def by_random_search(
@@ -282,10 +284,11 @@ def _best(problem, journal, candidates: Sequence[Theta]):
     return candidates[best], rows
 
 
-def _alone(theta: Theta) -> list[Theta]:
+def _alone(theta: Theta, mixtures: Sequence[str]) -> list[Theta]:
     found = []
-    for name, value in theta.items():
-        for i in range(np.size(value) if np.ndim(value) == 1 else 0):
+    for name in (name for name in mixtures if name in theta):
+        value = theta[name]
+        for i in range(np.size(value)):
             logits = np.full(np.shape(value), -ALONE, np.result_type(value))
             logits[i] = ALONE
             found.append({**theta, name: logits})

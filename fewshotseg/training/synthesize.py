@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fewshotseg import errors, pictures
+from fewshotseg import errors, labels, pictures
 from fewshotseg.data import canvas, look_alikes
+from fewshotseg.data import cases as data_cases
 from fewshotseg.results import predictor, synthetic_folder
 from fewshotseg.runs import checkpoint, folder, log
 from fewshotseg.training import build_data, build_pairs, build_parts, synthetic_pairs
@@ -75,7 +76,8 @@ def synthesize(config, workdir: pathlib.Path, output: pathlib.Path, num: int) ->
         )
     judged = judge and functools.partial(synthetic_pairs.agreement, judge)
     order = synthetic_pairs.interleave(list(shares.values()), num)
-    cases, rows, shown, tried = _training_cases(config, data), {}, {}, {}
+    cases, rows, shown, tried = training_cases(data), {}, {}, {}
+    affines = _affines(config, data)
     bar = log.progress_bar("synthetic pairs", num, 0, unit="pair")
     with contextlib.closing(bar), synthetic_folder.whole_folder(output) as partial:
         for index, (source, make) in enumerate(makers.items()):
@@ -91,7 +93,7 @@ def synthesize(config, workdir: pathlib.Path, output: pathlib.Path, num: int) ->
             )
             tried[source] = found.tried
             for place, pair in zip(places, found.pairs, strict=True):
-                affine = cases.affines[pair.cases[0]] if cases.affines else None
+                affine = affines[pair.cases[0] if pair.cases else 0] if affines else None
                 path = synthetic_folder.write_pair(
                     partial,
                     config.synthesize.layout,
@@ -100,8 +102,10 @@ def synthesize(config, workdir: pathlib.Path, output: pathlib.Path, num: int) ->
                     pair.mask,
                     f"synthetic pair, made by fewshotseg ({name}), no patient",
                     affine,
+                    labels.of_source(data.source),
+                    data.num_classes - 1,
                 )
-                rows[place] = {"file": path, "source": source, **_row(pair, cases)}
+                rows[place] = {"file": path, "source": source, **describe_pair(pair, cases)}
                 rows[place]["seed"] = config.synthesize.seed
                 if place < synthetic_folder.SHOWN:
                     label, spacing = f"{place + 1} {source}", _spacing(affine)
@@ -117,6 +121,7 @@ def synthesize(config, workdir: pathlib.Path, output: pathlib.Path, num: int) ->
             "num": num,
             "layout": config.synthesize.layout,
             "classes": list(data.source.class_names),
+            "has_ignored": labels.of_source(data.source).ignored >= 0,
             "image_size": list(spec.image_size),
             "num_axes": len(spec.image_size),
             "channels": spec.channels,
@@ -160,25 +165,30 @@ def load_judge(workdir: pathlib.Path) -> predictor.Predictor | None:
 
 
 class TrainingCases(NamedTuple):
-    """What is said of a pair about the training cases: ids, thumbnails, affines (of volumes alone)."""
+    """What is said of a pair about the training cases: ids and thumbnails."""
 
     ids: Sequence[str]
     thumbnails: np.ndarray
-    affines: Sequence[np.ndarray]
 
 
-def _training_cases(config, data):
-    ids, size, affines = data.split.train, canvas.as_size(config.data.image_size), []
+def training_cases(data: data_cases.Data) -> TrainingCases:
+    """Those of a run."""
     pixels = [pictures.to_uint8(x)[..., : x.shape[-1]] for x in data.train["image"]]
-    if len(size) == 3:
-        for case in map(data.source.load, ids):
-            affine = np.eye(4) if case.affine is None else case.affine
-            affines.append(canvas.to_network_affine(affine, case.mask.shape, size))
-    return TrainingCases(ids, np.stack([look_alikes.thumbnail(x) for x in pixels]), affines)
+    return TrainingCases(data.split.train, np.stack([look_alikes.thumbnail(x) for x in pixels]))
 
 
-def _row(pair, cases):
-    """Of manifest.csv."""
+def _affines(config, data):
+    """Of the training cases on the canvas, if they are volumes."""
+    size = canvas.as_size(config.data.image_size)
+    found = []
+    for case in map(data.source.load, data.split.train if len(size) == 3 else ()):
+        affine = np.eye(4) if case.affine is None else case.affine
+        found.append(canvas.to_network_affine(affine, case.mask.shape, size))
+    return found
+
+
+def describe_pair(pair: synthetic_pairs.Candidate, cases: TrainingCases) -> dict[str, Any]:
+    """Where a pair comes from, and what it is like: a row of manifest.csv."""
     thumbnail = look_alikes.thumbnail(pair.image)
     nearest, correlation = look_alikes.nearest(thumbnail, cases.thumbnails)
     return {

@@ -6,10 +6,11 @@ import pathlib
 
 import jax
 
-from fewshotseg import figures, files
+from fewshotseg import figures
 from fewshotseg.data import cases, check, nnunet_folds, split_files
 from fewshotseg.results import calibration, evaluate
 from fewshotseg.results.predictor import segmenter_of
+from fewshotseg.runs import folder as run_folder
 from fewshotseg.runs import log as log_lib
 from fewshotseg.training import devices, loop, search, timing
 from fewshotseg.training.build import Experiment
@@ -63,6 +64,9 @@ def train_and_evaluate(experiment: Experiment, workdir: pathlib.Path) -> None:
         # Programs of finished methods are of no more use, and a process may only hold so many: the
         # 65,530 memory maps that Linux allows are used up after a few runs.
         jax.clear_caches()
+    if devices.is_main():  # at the end, for the judge is one of the methods
+        for name in experiment.methods:
+            experiment.measure_pairs(workdir, name)
 
 
 def search_theta(experiment: Experiment, name: str, folder: pathlib.Path):
@@ -138,13 +142,17 @@ def run_stage(experiment: Experiment, stage: Stage, folder: pathlib.Path, player
 
 
 def describe(data: cases.Data, workdir: pathlib.Path) -> None:
-    """Writes what a run knows before it trains: its split, classes, contact sheet and threshold."""
+    """Writes what a run knows before it trains: its split, classes, contact sheet, threshold."""
     print(check.describe(data), flush=True)
     tests = {name: ids for name, (_, ids) in data.test_sets.items()}
     split_files.write_split(workdir / "splits.json", data.split, tests)
     nnunet_folds.write(workdir / "splits_final.json", data.split)
-    files.write_json(workdir / "classes.json", data.source.class_names)
+    run_folder.write_classes(workdir, data.source)
     train = [data.source.load(i) for i in data.split.train]
     figures.contact_sheet(train, workdir / "contact_sheet.png")
+    if (
+        data.num_classes > 2
+    ):  # a threshold tells no classes apart: its Dice would be of another question
+        return
     found = evaluate.threshold_baseline(train, data.test_sets, workdir)
     print("Best grey-value threshold, Dice:", {k: round(v, 3) for k, v in found.items()})

@@ -16,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from fewshotseg.errors import InputError
 from fewshotseg.results.predictor import Predictor
 from fewshotseg.web import live, security
-from fewshotseg.web.static_site import STATIC
+from fewshotseg.web.static_site import STATIC, check_mask_values
 
 PAGES = {
     "/": ("index.html", "text/html"),
@@ -38,11 +38,16 @@ def create_app(predictor: Predictor, name: str) -> Starlette:
     Args:
       predictor: the model.
       name: of the model, for the page.
+
+    Raises:
+      InputError: masks with values above 255.
     """
+    check_mask_values(predictor.mask_values)
     model = live.LiveModel(predictor)
     about = {
         "name": name,
         "class_names": list(predictor.class_names),
+        "mask_values": list(predictor.mask_values),
         "threshold": predictor.threshold,
         "max_megapixels": live.MAX_MEGAPIXELS,
     }

@@ -2,13 +2,14 @@
 
 import base64
 import hashlib
+import json
 import pathlib
 import re
 import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fewshotseg import files
 from fewshotseg.errors import InputError
@@ -56,6 +57,8 @@ def write_site(
         raise InputError(
             f"{exported}: the page needs model.onnx: pip install 'fewshotseg[onnx]' and export again."
         )
+    about = json.loads((exported / "model.json").read_text())
+    check_mask_values(about["mask_values"])
     found = _runtime(log)
     for name, data in found.items():
         files.write_bytes(output_dir / name, data)
@@ -64,6 +67,15 @@ def write_site(
     for name in ("model.onnx", "model.json"):
         files.write_bytes(output_dir / name, (exported / name).read_bytes())
     files.write_text(output_dir / "README.txt", _README)
+
+
+def check_mask_values(values: Sequence[int]) -> None:
+    """Raises `InputError` where the values of masks do not fit into 8 bits, in which a browser draws."""
+    if max(values) > 255:
+        raise InputError(
+            f"class_ids has {max(values)}, and a page in a browser saves masks of 8 bits, up to 255: use "
+            "--mode=predict."
+        )
 
 
 def _page(name: str) -> bytes:

@@ -68,7 +68,7 @@ def test_a_series_and_its_segmentation_lie_where_another_library_has_them(tmp_pa
         assert volume.values[tuple(where.round().astype(int))] == pixels[index]
 
     mask = (volume.values == 1500).astype(np.uint8)
-    label_files.write_labels(tmp_path / "out.dcm", mask, volume, ("thing",))
+    label_files.write_segmentation(tmp_path / "out.dcm", mask, volume, ("thing",))
     written = pydicom.dcmread(tmp_path / "out.dcm")
     assert written.Modality == "SEG" and written.PatientID == "7"
     assert written.FrameOfReferenceUID == pydicom.dcmread(volume.file.paths[0]).FrameOfReferenceUID
@@ -104,7 +104,7 @@ def test_several_classes_are_segments_known_by_their_names(tmp_path):
     mask = np.zeros(volume.values.shape, np.uint8)
     mask[1, :2], mask[2, 3:] = 1, 2
     for name in ("a.dcm", "b.dcm"):
-        label_files.write_labels(tmp_path / name, mask, volume, ("one", "two"))
+        label_files.write_segmentation(tmp_path / name, mask, volume, ("one", "two"))
     first, second = (pydicom.dcmread(tmp_path / name) for name in ("a.dcm", "b.dcm"))
     assert [s.SegmentLabel for s in first.SegmentSequence] == ["one", "two"]
     assert first.SOPInstanceUID == second.SOPInstanceUID  # the same labels are the same object
@@ -113,7 +113,7 @@ def test_several_classes_are_segments_known_by_their_names(tmp_path):
     with pytest.raises(InputError, match="segments one, two, but the classes are three"):
         label_files.read_labels(tmp_path / "a.dcm", volume, ("three",))
     empty = np.zeros_like(mask)
-    label_files.write_labels(tmp_path / "empty.dcm", empty, volume, ("one", "two"))
+    label_files.write_segmentation(tmp_path / "empty.dcm", empty, volume, ("one", "two"))
     assert not label_files.read_labels(tmp_path / "empty.dcm", volume, ("one", "two")).any()
     elsewhere = volume_files.read_volume(
         write_series(tmp_path / "else", make_values(), origin=(-20.0, -30.0, 9.0))
@@ -180,7 +180,7 @@ def test_fractions_are_kept_and_other_files_are_left_alone(tmp_path):
     folder = write_series(tmp_path / "in", values, RescaleSlope=0.5, RescaleIntercept=0)
     (folder / "notes.txt").write_text("of the ward")
     volume = volume_files.read_volume(folder)
-    label_files.write_labels(folder / "earlier.dcm", volume.values > 1000, volume, ("thing",))
+    label_files.write_segmentation(folder / "earlier.dcm", volume.values > 1000, volume, ("thing",))
     again = volume_files.read_volume(folder)
     assert again.values.dtype == np.float32
     stored = again.orientation.to_stored(again.values)

@@ -141,8 +141,22 @@ def test_adversarial_losses_by_hand():
     np.testing.assert_allclose(lsgan, [(1 + 1) / 2, 0], rtol=1e-6)
     lsgan = losses.adversarial_loss(logits, False, "lsgan")
     np.testing.assert_allclose(lsgan, [(0 + 4) / 2, 1], rtol=1e-6)
-    with pytest.raises(ValueError, match="'vanilla' or 'lsgan', not 'wgan'"):
+    hinge = [losses.adversarial_loss(logits, is_real, "hinge") for is_real in (True, False)]
+    np.testing.assert_allclose(hinge, [[(1 + 0) / 2, 0], [(1 + 3) / 2, 2]], rtol=1e-6)
+    np.testing.assert_allclose(losses.fooling_loss(logits, "hinge"), [-1, -1], rtol=1e-6)
+    np.testing.assert_array_equal(losses.fooling_loss(logits, "lsgan"), [(1 + 1) / 2, 0])
+    scales = (logits, jnp.full((2, 1, 1, 1), 3.0))  # each counts the same, whatever its patches
+    both = losses.adversarial_loss(scales, False, "lsgan")
+    np.testing.assert_allclose(both, [(2 + 9) / 2, (1 + 9) / 2], rtol=1e-6)
+    with pytest.raises(ValueError, match="'vanilla', 'lsgan' or 'hinge', not 'wgan'"):
         losses.adversarial_loss(logits, True, "wgan")
+
+
+def test_feature_loss_by_hand():
+    """The mean over layers of means, of whatever size."""
+    drawn = [jnp.full((2, 2, 2, 1), 1.0), (jnp.full((2, 1, 1, 3), 2.0),)]
+    real = [jnp.full((2, 2, 2, 1), 0.5), (jnp.full((2, 1, 1, 3), -1.0),)]
+    np.testing.assert_allclose(losses.feature_loss(drawn, real), [(0.5 + 3) / 2] * 2)
 
 
 @pytest.mark.parametrize("logit", [1e4, -1e4])

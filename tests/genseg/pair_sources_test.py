@@ -34,6 +34,12 @@ def _refine(state, theta, images, one_hot, keys):
     return images + 0.1 * one_hot.sum(-1, keepdims=True)
 
 
+def _sample(state, theta, keys):
+    """Image and mask of nothing but the key."""
+    images = jax.vmap(lambda key: jax.random.uniform(key, (9, 9, 1)))(keys)
+    return images, (images[..., 0] > 0.5).astype(jnp.uint8)
+
+
 def _make(name, batch, width=HARD, keys=None, **fields):
     tools = Tools(_draw, _refine, lambda theta: {"blend_width": width}, 3)
     make = PAIR_SOURCES[name].create(tools, **{**FIELDS.get(name, {}), **fields})
@@ -196,15 +202,15 @@ GEOMETRY = augment.Geometry(rotate=5.0, shear=0.0, translate=0.02, scale=0.05)
 @functools.cache
 def _pairs_of(names):
     """(image and mask of cases, key) -> batch and pairs, compiled."""
-    tools = Tools(_draw, _refine, lambda theta: {"blend_width": 1.0}, 2)
+    tools = Tools(_draw, _refine, lambda theta: {"blend_width": 1.0}, 2, _sample)
     sources = pair_sources.create(names, tools, FIELDS)
 
     def pairs(data, key):
         batch = batches.draw_batch(
             data,
             key,
-            batch_size=14,
-            num_synthetic=14,
+            batch_size=16,
+            num_synthetic=16,
             geometry=None,
             mask_geometry=GEOMETRY,
             num_classes=2,
@@ -238,15 +244,17 @@ def test_a_pair_changes_with_the_cases_of_its_provenance_and_with_no_others(turn
         _, after = _pairs_of(names)(changed, key)
         np.testing.assert_array_equal(after.provenance, before.provenance)
         named = (np.asarray(before.provenance) == case).any(1)
-        moved = np.zeros(14, bool)
+        moved = np.zeros(16, bool)
         for x, y in ((before.images, after.images), (before.masks, after.masks)):
-            moved |= (np.asarray(x) != np.asarray(y)).reshape(14, -1).any(1)
+            moved |= (np.asarray(x) != np.asarray(y)).reshape(16, -1).any(1)
         # The box of CutMix may hide one of its two cases, or leave it out.
-        sure = np.arange(14) % 7 != names.index("cutmix")
+        sure = np.arange(16) % 8 != names.index("cutmix")
         np.testing.assert_array_equal(moved[sure], named[sure])
         assert not (moved & ~named).any()
         in_any += named.sum()
-    assert in_any == 2 * (5 * 2 + 2 * 1)  # two cases of five sources, one of two, twice each
+    assert in_any == 2 * (
+        5 * 2 + 2 * 1
+    )  # two cases of five sources, one of two, none of one; twice each
 
 
 @pytest.mark.parametrize("number", [1, 2, 5])

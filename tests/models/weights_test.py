@@ -60,6 +60,20 @@ def test_both_layouts_of_pytorch(tmp_path, layout):
     assert found["a"].dtype == np.float32 and found["b"].shape == () and found["b"] == 7
 
 
+def test_a_state_dict_in_a_box(tmp_path):
+    """{"model": the same}, as the authors of some networks save it."""
+    path = tmp_path / "boxed.pth"
+    with zipfile.ZipFile(io.BytesIO(LAYOUTS["new"])) as plain, zipfile.ZipFile(path, "w") as boxed:
+        for name in plain.namelist():
+            data = plain.read(name)
+            if name.endswith("data.pkl"):  # protocol, an empty dict, a key, the dict, to be set
+                assert data[:2] == b"\x80\x02" and data[-1:] == b"."
+                data = b"\x80\x02}X\x05\x00\x00\x00model" + data[2:-1] + b"s."
+            boxed.writestr(name, data)
+    found = weights.read(path)
+    np.testing.assert_array_equal(found["a"], np.arange(6.0).reshape(2, 3).T)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_file_that_ends_too_early(tmp_path, layout):
     path, data = tmp_path / "cut.pth", LAYOUTS[layout]

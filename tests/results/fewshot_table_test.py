@@ -1,64 +1,82 @@
-"""The table of benchmarks/fewshot.py on rows that are known by hand."""
+"""The table of benchmarks/fewshot_table.py on rows that are known by hand."""
 
-import json
+import importlib.util
+import math
 import pathlib
-import subprocess
-import sys
 
-ROOT = pathlib.Path(__file__).parents[2]
-PROGRAM = """
-import json, pathlib, sys
-sys.path.insert(0, "benchmarks")
-import fewshot
-rows, path = json.loads(sys.argv[1]), pathlib.Path(sys.argv[2])
-print(fewshot.table(rows))
-for row in rows + rows[:1]:
-    fewshot.append(row, path)
-try:
-    fewshot.append({**rows[0], "more": 1}, path)
-except ValueError as error:
-    print(error)
-"""
+import numpy as np
+import pytest
+
+PATH = pathlib.Path(__file__).parents[2] / "benchmarks" / "fewshot_table.py"
 
 
-def test_steps_are_not_mixed_and_hd95_stands_beside_dice(tmp_path):
-    """real_only at 400 and 3200 steps are two rows, and each method is compared at its steps."""
-    rows = [
-        dict(
-            dataset="busi",
-            segmenter="unet",
-            method=m,
-            seed=s,
-            steps=n,
-            dice=dice,
-            hd95=hd95,
-            seconds=10,
-        )
-        for m, s, n, dice, hd95 in (
-            ("real_only", 0, 400, 0.5, 70.0),
-            ("real_only", 1, 400, 0.6, 60.0),
-            ("end2end", 0, 400, 0.55, 72.0),
-            ("end2end", 1, 400, 0.65, 64.0),
-            ("real_only", 0, 3200, 0.7, 50.0),
-            ("end2end", 0, 3200, 0.69, 51.0),
-        )
+@pytest.fixture(scope="module")
+def table():
+    spec = importlib.util.spec_from_file_location("fewshot_table", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _rows(method, dice, steps=400, draw=0, segmenter="unet", dataset="busi"):
+    setting = dict(dataset=dataset, segmenter=segmenter, size=96, steps=steps, labels=40)
+    return [
+        setting | dict(method=method, draw=draw, case=f"c{i}", unit="", dice=d, hd95=100 - 100 * d)
+        for i, d in enumerate(dice)
     ]
-    path = tmp_path / "fewshot.csv"
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(rows), str(path)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT), "PATH": ""},
-    )
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[2:6] == [
-        "| busi | unet | 400 | real_only | 0.550 ± 0.071 |  | 65.0 ± 7.1 |  | 2 | 10 |",
-        "| busi | unet | 400 | end2end | 0.600 ± 0.071 | +0.050 ± 0.000 "
-        "| 68.0 ± 5.7 | +3.0 ± 1.4 | 2 | 10 |",
-        "| busi | unet | 3200 | real_only | 0.700 |  | 50.0 |  | 1 | 10 |",
-        "| busi | unet | 3200 | end2end | 0.690 | -0.010 | 51.0 | +1.0 | 1 | 10 |",
-    ]
-    assert "has other columns" in lines[6]
-    assert len(path.read_text().splitlines()) == 1 + len(rows)  # none twice
+
+
+def _cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_differences_are_paired_by_case_and_settings_are_not_mixed(table):
+    rows = _rows("real_only", [0.5, 0.6, 0.7]) + _rows("mixture", [0.6, 0.8, 0.7])
+    rows += _rows("real_only", [0.1, 0.1, 0.1], steps=800)
+    lines = table.table(rows, "real_only").splitlines()[2:]
+    first, second, longer = map(_cells, lines)
+    assert first[:7] == ["busi", "96", "400", "40", "unet: real_only", "1", "0.600"]
+    assert second[6] == "0.700" and second[7].startswith("+10.0 (")
+    assert second[10:] == ["30.0", "-10.0"]
+    assert longer[2] == "800" and longer[7] == ""
+
+
+def test_over_draws_the_spread_is_that_of_the_mean_differences(table):
+    ours = _rows("a", [0.6, 0.7]) + _rows("a", [0.8, 0.9], draw=1) + _rows("a", [1, 1], draw=7)
+    theirs = _rows("b", [0.5, 0.6]) + _rows("b", [0.5, 0.6], draw=1)
+    a = next(iter(table.by_method(ours).values()))["unet: a"]
+    b = next(iter(table.by_method(theirs).values()))["unet: b"]
+    found = table.compare(a, b, "dice")
+    assert found["mean"] == pytest.approx(
+        0.2
+    )  # (0.1 + 0.3) / 2 in both cases, draw 7 has no partner
+    half = 12.706 * math.sqrt(2) * 0.1 / math.sqrt(2)
+    np.testing.assert_allclose(found["draws"]["ci95"], (0.2 - half, 0.2 + half), rtol=1e-4)
+
+
+def test_a_case_without_a_score_is_left_out_for_both(table):
+    rows = _rows("real_only", [0.5, math.nan, 0.7]) + _rows("mixture", [0.6, 0.9, 0.8])
+    methods = next(iter(table.by_method(rows).values()))
+    found = table.compare(methods["unet: mixture"], methods["unet: real_only"], "dice")
+    assert found["n"] == 2 and found["mean"] == pytest.approx(0.1)
+
+
+def test_p_values_are_adjusted_over_data_sets(table):
+    rng = np.random.default_rng(0)
+    rows = []
+    for dataset in ("busi", "kvasir_seg"):
+        base = rng.uniform(0.3, 0.6, 12)
+        rows += _rows("real_only", base, dataset=dataset)
+        rows += _rows("mixture", base + np.linspace(0.01, 0.2, 12), dataset=dataset)
+    lines = [_cells(line) for line in table.table(rows, "real_only").splitlines()[2:]]
+    # All 12 differences positive: p = 2 / 2^12, doubled for two data sets.
+    assert [line[9] for line in lines if "mixture" in line[4]] == [f"{4 / 2**12:.2g}"] * 2
+
+
+def test_rows_come_back_and_the_file_is_always_the_same(table, tmp_path):
+    rows = _rows("real_only", [0.5, 0.25])
+    for name in ("a.csv.gz", "b.csv.gz"):
+        table.write_rows(rows, table.COLUMNS, tmp_path / name)
+    assert (tmp_path / "a.csv.gz").read_bytes() == (tmp_path / "b.csv.gz").read_bytes()
+    back = table.read_rows(tmp_path / "a.csv.gz")
+    assert [row["dice"] for row in back] == [0.5, 0.25] and back[1]["case"] == "c1"

@@ -90,6 +90,8 @@ NONSENSE = [
     ("data.image_size", 8), ("data.num_test", -1), ("seed", 10**20), ("seed", -1),
     ("methods", ()), ("methods", ("end2edn",)), ("methods", ("joint", "joint")),
     ("data.folder.class_names", ()), ("data.folder.class_names", ("a", "a")),
+    ("data.folder.class_ids", (0,)), ("data.folder.class_ids", (0, -3)),
+    ("data.folder.class_ids", (4, 4)), ("data.folder.ignore_id", 1), ("data.folder.ignore_id", -2),
     ("data.folder.class_names", ("",)), ("outer.num_inner_steps", 0), ("outer.start", 10**6),
     ("outer.every", 0), ("outer.estimator", "neuman"), ("diagnose.inner_steps", ()),
     ("diagnose.inner_steps", (1, 0)), ("diagnose.repeats", 0), ("train.ema_decay", 1.0),
@@ -151,3 +153,14 @@ def test_a_bound_says_what_it_allows():
     open_ends = config_tables.between(0, 1, open_low=True, open_high=True)
     assert str(open_ends) == "a number between 0 (left out) and 1 (left out)"
     assert not open_ends.holds(0) and not open_ends.holds(1) and open_ends.holds(0.5)
+
+
+def test_discriminators_need_room_for_their_scales():
+    config = demo.get_config()  # 64 pixels
+    config.discriminator.patchgan.num_scales = 2
+    config_check.check_config(config)
+    config.discriminator.patchgan.num_scales = 3
+    with pytest.raises(InputError, match="num_scales is 3: with num_levels=3, 64 pixels have room"):
+        config_check.check_config(config)
+    config.discriminator.patchgan.num_levels = 2
+    config_check.check_config(config)

@@ -58,6 +58,20 @@ def test_choice_takes_the_source_that_is_best_alone(tmp_path):
     assert theta["mixture"].argmax() == 1
 
 
+def test_choice_leaves_variables_that_are_no_mixture(tmp_path):
+    """A colour of three channels is not one of three sources."""
+    theta = {"colour_shift": np.full(3, 0.5, np.float32), "mixture": np.zeros(2, np.float32)}
+    tried = []
+
+    def run(theta, fold, start, differentiate):
+        tried.append(theta)
+        return search.Trial(0.0, None)
+
+    search.run("choice", search.Problem(theta, 1, 1, run), FIELDS, tmp_path / "a.json", seed=0)
+    assert len(tried) == 3  # as it is, and either source alone
+    assert all((x["colour_shift"] == 0.5).all() for x in tried)
+
+
 @pytest.mark.parametrize("strategy", search.STRATEGIES)
 def test_interrupted_search_ends_the_same_and_repeats_no_trial(strategy, tmp_path):
     whole = _Quadratic([1.0, -1.0, 0.5])

@@ -8,6 +8,7 @@ from fewshotseg.data import image_files, mask_values
 from fewshotseg.data.sources import groups, pairing, pairs_table
 from fewshotseg.data.split_files import read_ids, resolve_ids
 from fewshotseg.errors import InputError
+from fewshotseg.labels import as_labels, is_foreground
 from fewshotseg.types import Case
 
 Folder = str | os.PathLike[str]
@@ -31,18 +32,21 @@ class FolderSource:
       include: restricts the cases to these ids; a path is read as a text list, one id a line.
       group_pattern: regular expression searched in each id; its first group (else the whole match)
         is the patient or series. Cases of one group never end on two sides of a split.
+      class_ids: value of the background and of every class in the masks, where they are not 0, 1, 2, ...
+      ignore_id: value of pixels that count nowhere; -1 if there are none.
       minimum_cases: fewer than this many are refused.
       strict: raise a fault at construction; otherwise all are kept in `faults` (message by id, or
         by path where a file is no case), and raised by `load`, so that a check can list them.
 
     Attributes:
+      labels: see `class_ids` and `ignore_id`.
       root: the folder that holds all files: what a message may leave out.
       faults: see `strict`; empty if it is set.
 
     Raises:
       InputError: missing folder, no or too few images, images without mask or the reverse, two
         images with one id, unreadable file, image and mask of different size, no foreground at all,
-        a group pattern that is no regular expression or matches no id.
+        a group pattern that is no regular expression or matches no id, class ids that do not fit the names.
     """
 
     def __init__(
@@ -56,11 +60,15 @@ class FolderSource:
         mask_pattern: str = "",
         include: Folder | Iterable[str] | None = None,
         group_pattern: str | None = None,
+        class_ids: Sequence[int] = (),
+        ignore_id: int = -1,
         minimum_cases: int = 4,
         strict: bool = True,
     ):
         self.name = name
         self.class_names = tuple(class_names)
+        self.labels = as_labels(class_ids, ignore_id)
+        self.labels.check(len(self.class_names), "data.folder")
         self.official_splits: Mapping[str, tuple[str, ...]] = {}
         if pairs_csv:
             place = pathlib.Path(pairs_csv).expanduser()
@@ -110,8 +118,8 @@ class FolderSource:
         raw = image_files.read_mask(mask_paths)
         if raw.shape != image.shape[:2]:
             raise InputError(_size_message(image_path, image.shape, mask_paths[0], raw.shape))
-        mask = mask_values.mask_to_class_ids(raw, len(self.class_names), mask_paths[0])
-        notes += mask_values.mask_notes(raw, len(self.class_names))
+        mask = mask_values.mask_to_class_ids(raw, len(self.class_names), mask_paths[0], self.labels)
+        notes += mask_values.mask_notes(raw, len(self.class_names), self.labels)
         return Case(case_id, image, mask, self._groups.get(case_id, ""), notes)
 
     def _restrict(self, found: pairing.Pairs, include, place) -> list[pairing.Fault]:
@@ -155,7 +163,8 @@ class FolderSource:
         for case_id in self.ids:  # as a rule the first one settles it
             paths = self._masks[case_id]
             raw = image_files.read_mask(paths)
-            if mask_values.mask_to_class_ids(raw, len(self.class_names), paths[0]).any():
+            mask = mask_values.mask_to_class_ids(raw, len(self.class_names), paths[0], self.labels)
+            if is_foreground(mask).any():
                 return
         raise InputError(
             f"{self._masks[self.ids[0]][0].parent}: none of the {len(self.ids)} masks has any "

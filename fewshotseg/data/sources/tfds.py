@@ -216,7 +216,7 @@ class TfdsSource:
         return Case(
             id=case_id,
             image=self._grey(volume.values)[..., None],
-            mask=label_files.read_labels(path, volume, self.class_names, example["mask"]),
+            mask=label_files.read_labels(path, volume, self.class_names, data=example["mask"]),
             spacing=volume.spacing,
             affine=volume.affine,
         )

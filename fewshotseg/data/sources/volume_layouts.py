@@ -16,6 +16,7 @@ from typing import Any
 
 from fewshotseg.data import dicom_files, label_files, volume_files
 from fewshotseg.errors import InputError
+from fewshotseg.labels import PLAIN, Labels
 
 IMAGE_FOLDERS = ("imagesTr", "images")
 LABEL_FOLDERS = ("labelsTr", "labels", "masks")
@@ -29,14 +30,16 @@ class Layout:
     Attributes:
       images: path by id.
       labels: likewise; the same ids.
-      class_names: the foreground classes, with the ids 1, 2, ...; () if nothing tells.
+      class_names: the foreground classes, in the order of their values; () if nothing tells.
       faults: message by id, of files that make no case.
+      values: those of the classes in the label maps.
     """
 
     images: dict[str, pathlib.Path]
     labels: dict[str, pathlib.Path]
     class_names: tuple[str, ...]
     faults: dict[str, str]
+    values: Labels = PLAIN
 
 
 def read_folder(folder: pathlib.Path, channel: int = 0) -> Layout:
@@ -52,10 +55,10 @@ def read_folder(folder: pathlib.Path, channel: int = 0) -> Layout:
     require_folder(folder, "the volumes")
     path = folder / "dataset.json"
     about = _read_json(path) if path.is_file() else {}
-    names = class_names_of(about["labels"], path) if "labels" in about else ()
+    names, values = classes_of(about["labels"], path) if "labels" in about else ((), PLAIN)
     if "training" in about:
-        images, labels, faults = _listed(about["training"], folder, path)
-        return Layout(images, labels, names, faults)
+        images, maps, faults = _listed(about["training"], folder, path)
+        return Layout(images, maps, names, faults, values)
     if chaos := _chaos(folder):
         return chaos
     places = []
@@ -67,7 +70,7 @@ def read_folder(folder: pathlib.Path, channel: int = 0) -> Layout:
                 f"{' or '.join(kinds)}: give data.volumes.images_dir and labels_dir."
             )
         places.append(there[0])
-    return dataclasses.replace(pair_folders(*places, channel), class_names=names)
+    return dataclasses.replace(pair_folders(*places, channel), class_names=names, values=values)
 
 
 def pair_folders(images: pathlib.Path, labels: pathlib.Path, channel: int = 0) -> Layout:
@@ -111,46 +114,48 @@ def pair_folders(images: pathlib.Path, labels: pathlib.Path, channel: int = 0) -
 def _chaos(folder: pathlib.Path) -> Layout | None:
     """Cases `CASE/DICOM_anon` and `CASE/Ground`, below a folder or in it; None if there are none."""
     places = [folder, *(p for p in sorted(folder.rglob(CHAOS_IMAGES)) if p.is_dir())]
-    cases = [p.parent for p in places if p.name == CHAOS_IMAGES and dicom_files.is_series(p)]
+    places = [p if p == folder else p.parent for p in places]
+    cases = [p for p in dict.fromkeys(places) if dicom_files.is_series(p / CHAOS_IMAGES)]
     if not cases:
         return None
-    images, labels, faults = {}, {}, {}
+    images, maps, faults = {}, {}, {}
     for place in cases:
-        case_id = (
-            place.relative_to(folder).as_posix() if place != folder else folder.absolute().name
-        )
-        ground = place / CHAOS_LABELS
-        if ground.is_dir():
-            images[case_id], labels[case_id] = place / CHAOS_IMAGES, ground
+        inside = place.relative_to(folder).as_posix()
+        case_id = folder.absolute().name if place == folder else inside
+        if (place / CHAOS_LABELS).is_dir():
+            images[case_id], maps[case_id] = place / CHAOS_IMAGES, place / CHAOS_LABELS
         else:
-            faults[case_id] = (
-                f"{place}: this series has no labels ({CHAOS_LABELS}): label or remove it."
-            )
-    return Layout(images, labels, ("liver",), faults)
+            why = f"this series has no labels ({CHAOS_LABELS}): label or remove it"
+            faults[case_id] = f"{place}: {why}."
+    return Layout(images, maps, ("liver",), faults)
 
 
-def class_names_of(labels: Mapping[str, Any], path: pathlib.Path) -> tuple[str, ...]:
-    """The foreground classes of the `labels` of a dataset.json, either way round.
+def classes_of(labels: Mapping[str, Any], path: pathlib.Path) -> tuple[tuple[str, ...], Labels]:
+    """The foreground classes of the `labels` of a dataset.json, either way round, and their values.
+
+    0 is the background. What is called 'ignore', as in nnU-Net, is no class.
 
     Raises:
-      InputError: regions of several ids, an ignore label, ids with gaps, or no background.
+      InputError: regions of several ids, a number twice, no background, or no class.
     """
     try:
         if all(str(key).isdigit() for key in labels):
             by_id = {int(key): str(name) for key, name in labels.items()}
         else:
             by_id = {int(number): str(name) for name, number in labels.items()}
+        ignored = next((i for i, name in by_id.items() if name == "ignore"), -1)
     except (AttributeError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: the labels are {labels!r}: give one number for every class; regions of several "
             "numbers are not read."
         ) from error
-    if sorted(by_id) != list(range(len(labels))) or len(by_id) < 2 or "ignore" in by_id.values():
+    ids = tuple(sorted(by_id.keys() - {ignored}))
+    if len(by_id) < len(labels) or len(ids) < 2 or ids[0] != 0:
         raise InputError(
-            f"{path}: the labels are {labels!r}: number them 0 (background), 1, 2, ... without gaps, "
-            "and without an ignore label."
+            f"{path}: the labels are {labels!r}: give the background 0, and every class another number."
         )
-    return tuple(by_id[number] for number in range(1, len(by_id)))
+    gaps = ids != tuple(range(len(ids)))
+    return tuple(by_id[number] for number in ids[1:]), Labels(ids if gaps else (), ignored)
 
 
 def require_folder(folder: pathlib.Path, holds: str) -> None:

@@ -8,6 +8,7 @@ from fewshotseg.data import label_files, volume_files
 from fewshotseg.data.sources import groups, volume_layouts
 from fewshotseg.data.split_files import read_ids, resolve_ids
 from fewshotseg.errors import InputError
+from fewshotseg.labels import Labels, as_labels
 from fewshotseg.types import Case
 
 _PATTERN = "data.volumes.group_pattern"
@@ -23,6 +24,9 @@ class VolumeSource:
       images_dir: folder of images, in place of `folder`.
       labels_dir: folder of label maps of the same names.
       class_names: the foreground classes; () for those of dataset.json.
+      class_ids: value of the background and of every class in the label maps; () for those of
+        dataset.json, or 0, 1, 2, ...
+      ignore_id: value of voxels that count nowhere; -1 for that of dataset.json, if there is one.
       name: of the data set.
       channel: see `volume_layouts.read_folder`.
       window: see `volume_files.GreyValues`.
@@ -34,6 +38,7 @@ class VolumeSource:
       strict: raise a fault at construction; otherwise all are kept in `faults`.
 
     Attributes:
+      labels: which values mean what.
       root: the folder that holds all files: what a message may leave out.
       faults: message by id; empty if `strict`.
 
@@ -50,6 +55,8 @@ class VolumeSource:
         class_names: Sequence[str] = (),
         name: str = "volumes",
         *,
+        class_ids: Sequence[int] = (),
+        ignore_id: int = -1,
         channel: int = 0,
         window: Sequence[float] = (0.0, 0.0),
         percentiles: Sequence[float] = (0.5, 99.5),
@@ -78,6 +85,7 @@ class VolumeSource:
                 "data.volumes.class_names is (), and no dataset.json names the classes: give "
                 "--config.data.volumes.class_names=\"('NAME','NAME')\" for the labels 1, 2."
             )
+        self.labels = _labels(class_ids, ignore_id, found, len(self.class_names))
         self._images, self._labels, self.faults = found.images, found.labels, found.faults
         ids = tuple(sorted(self._images))
         if include:
@@ -115,7 +123,7 @@ class VolumeSource:
         return Case(
             id=case_id,
             image=self._grey(image.values)[..., None],
-            mask=label_files.read_labels(label_path, image, self.class_names),
+            mask=label_files.read_labels(label_path, image, self.class_names, self.labels),
             group=self._groups.get(case_id, ""),
             spacing=image.spacing,
             affine=image.affine,
@@ -125,3 +133,13 @@ class VolumeSource:
         if self.faults:
             more = f" (Files with faults: {len(self.faults)}; --mode=check lists them.)"
             raise InputError(next(iter(self.faults.values())) + more * (len(self.faults) > 1))
+
+
+def _labels(class_ids, ignore_id, found: volume_layouts.Layout, num_classes: int) -> Labels:
+    """Those of the configuration, else of dataset.json as far as it is about as many classes."""
+    of_file = len(found.class_names) == num_classes
+    ids = class_ids or (found.values.ids if of_file else ())
+    ignored = ignore_id if ignore_id >= 0 or not of_file else found.values.ignored
+    labels = as_labels(ids, ignored)
+    labels.check(num_classes, "data.volumes")
+    return labels

@@ -73,6 +73,7 @@ class Run:
       variant: see `Experiment`.
       searches: by method, what its search for outer variables found (`training/search.py`).
       calibrations: of calibration.json, by method.
+      pairs: of synthetic_pairs.json, by method.
     """
 
     workdir: pathlib.Path
@@ -90,6 +91,7 @@ class Run:
     variant: str = ""
     searches: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
     calibrations: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
+    pairs: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -211,7 +213,8 @@ def read_run(workdir: pathlib.Path) -> Run:
     return Run(
         workdir, config, environment, splits, notes, clusters, groups, logs, evaluations,
         summaries, thresholds, tuple(missing), searches=_read_searches(workdir, logs),
-        calibrations=_read_calibrations(workdir, logs),
+        calibrations=_read_by_method(workdir, logs, "calibration.json"),
+        pairs=_read_by_method(workdir, logs, "synthetic_pairs.json"),
     )  # fmt: skip
 
 
@@ -304,8 +307,8 @@ def _read_thresholds(path: pathlib.Path) -> dict[str, Threshold]:
     return found
 
 
-def _read_calibrations(workdir: pathlib.Path, methods) -> dict[str, Mapping]:
-    found = {method: _read_json(workdir / method / "calibration.json") for method in methods}
+def _read_by_method(workdir: pathlib.Path, methods, name: str) -> dict[str, Mapping]:
+    found = {method: _read_json(workdir / method / name) for method in methods}
     return {m: values for m, values in found.items() if isinstance(values, dict)}
 
 

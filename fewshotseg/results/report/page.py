@@ -14,7 +14,7 @@ import jinja2
 from fewshotseg import files
 from fewshotseg.errors import InputError
 from fewshotseg.results import metrics
-from fewshotseg.results.report import advice, csv_rows, decisions, sections, tables
+from fewshotseg.results.report import advice, csv_rows, decisions, sections, synthetic, tables
 from fewshotseg.results.report.inputs import Run, read_runs
 from fewshotseg.results.report.scores import Comparison, Score, compare, grouped, score_runs
 
@@ -25,9 +25,9 @@ def build_report(workdirs: Sequence[pathlib.Path], output: pathlib.Path) -> path
     """Writes the report of one or several runs.
 
     Beside `output` it writes results.csv (unrounded, one row for every run, method, test set and
-    metric), cases.csv (one row for every run, method, test set and case) and the plots as PNG in
-    the folder report/. Runs with the same experiment, data, number of labelled images and settings
-    count as seeds of one experiment.
+    metric), cases.csv (one row for every run, method, test set and case), pairs.csv (one row for every
+    synthetic pair that was measured) and the plots as PNG in the folder report/. Runs with the same
+    experiment, data, number of labelled images and settings count as seeds of one experiment.
 
     Args:
       workdirs: run folders; what is not there yet is named in the report.
@@ -67,6 +67,8 @@ def build_report(workdirs: Sequence[pathlib.Path], output: pathlib.Path) -> path
     files.write_rows(output.with_name("results.csv"), rows, csv_rows.COLUMNS)
     rows = csv_rows.case_rows(found.scores)
     files.write_rows(output.with_name("cases.csv"), rows, csv_rows.CASE_COLUMNS)
+    rows = synthetic.pair_rows(found.runs)
+    files.write_rows(output.with_name("pairs.csv"), rows, synthetic.COLUMNS)
     files.write_text(output, text)
     return output
 
@@ -111,6 +113,7 @@ def _collect(workdirs) -> _Found:
         tables.class_table(scores),
         tables.comparison_table(comparisons),
         decisions.decision_table(runs),
+        synthetic.pair_table(runs),
     ]
     verdicts = advice.verdicts(runs, scores, comparisons)
     return _Found(runs, scores, comparisons, made, verdicts, advice.handovers(scores))

@@ -35,7 +35,7 @@ _METHOD_COLOURS = {
     "end2end": pictures.hex_colour("blue"),
 }
 _TEN = tuple(map(pictures.hex_colour, pictures.PALETTE)) + ("#a05a2c",)
-_CANDIDATES = (("4", "vermilion"), ("6", "green"), ("8", "blue"))
+_CANDIDATES = ("vermilion", "green", "blue")
 # Name, title, keys; the first key is a full line, the second dashed.
 PANELS = (
     ("validation_dice", "Dice on the validation images", ("validation/dice",)),
@@ -134,8 +134,14 @@ def hypergradient_norm(logs: Mapping[str, Sequence[Record]]) -> Figure | None:
     return figure
 
 
-def architecture(records: Sequence[Record]) -> tuple[Figure, float] | None:
-    """Softmax weights of the candidates (kernels 4, 6, 8) over steps, one panel per level.
+def architecture(
+    records: Sequence[Record], kernels: Sequence[str] = ("4", "6", "8")
+) -> tuple[Figure, float] | None:
+    """Softmax weights of the candidates over steps, one panel per cell.
+
+    Args:
+      records: of a log.
+      kernels: names of the candidates.
 
     Returns:
       (figure, largest absolute change of any weight between the first and the last record), or None
@@ -156,10 +162,11 @@ def architecture(records: Sequence[Record]) -> tuple[Figure, float] | None:
                 axis.set_visible(False)
                 continue
             for i in range(weights.shape[2]):
-                name, tint = _CANDIDATES[i] if i < 3 else (str(i), "black")
+                name = kernels[i] if i < len(kernels) else str(i)
+                tint = _CANDIDATES[i] if i < len(_CANDIDATES) else "black"
                 line = weights[:, level, i]
                 _plot(axis, steps, line, "-", pictures.hex_colour(tint), f"kernel {name}")
-            axis.set_title(f"{side} level {level + 1}", fontsize=8)
+            axis.set_title(f"{side} cell {level + 1}", fontsize=8)
     low = min(float(weights.min()) for _, weights in sides.values())
     high = max(float(weights.max()) for _, weights in sides.values())
     middle, half = (low + high) / 2, max(0.05, 0.55 * (high - low))
@@ -195,6 +202,27 @@ def case_scatter(pairs: Sequence[tuple[float, float]], first: str, second: str) 
     axis.set_xlabel(f"Dice difference, {second} minus {first}", fontsize=8)
     axis.set_ylabel("test cases", fontsize=8)
     axis.set_title(f"{len(pairs)} test cases", fontsize=9)
+    return figure
+
+
+def pair_scatter(points: Mapping[str, np.ndarray]) -> Figure:
+    """Consistency of synthetic pairs against how near they are to a training image.
+
+    Args:
+      points: by method `[N, 2]`: correlation with the nearest training image, and Dice of the mask that the
+        judge predicts with that of the pair.
+    """
+    figure, axes = _axes(1, 1, 4.2, 3.4)
+    axis = axes[0, 0]
+    for method, found in points.items():
+        style = dict(color=colour(method), markersize=3.5, alpha=0.6, markeredgewidth=0)
+        axis.plot(*found.T, "o", label=method, **style)
+    axis.set(xlim=(min(0.0, *(float(p[:, 0].min()) for p in points.values())), 1.02))
+    axis.set(ylim=(-0.02, 1.02))
+    axis.set_xlabel("correlation with the nearest training image", fontsize=8)
+    axis.set_ylabel("consistency (Dice)", fontsize=8)
+    axis.set_title("Synthetic pairs", fontsize=9)
+    axis.legend(fontsize=7, frameon=False)
     return figure
 
 

@@ -12,12 +12,17 @@ from PIL import Image
 
 from fewshotseg import files
 from fewshotseg.methods import METHODS
-from fewshotseg.results.report import plots, words
+from fewshotseg.results.report import plots, synthetic, words
 from fewshotseg.results.report.inputs import Run
 from fewshotseg.results.report.scores import BASELINE
 
 _WIDEST = 1600  # pixels; wider images are shrunk before they are embedded
 _COLOURS = "Orange: prediction. Blue: reference."
+# Sizes of the candidate kernels of a generator family; those of all others are the GAN's.
+_KERNELS = {
+    "gan": ("4", "6", "8"),
+    **dict.fromkeys(("diffusion", "vae", "wgan"), ("3", "5", "7")),
+}
 
 
 class Pictures:
@@ -63,6 +68,7 @@ def of_run(run: Run, scores, pictures: Pictures, several: bool) -> dict[str, Any
         _curve_section(run, pictures, prefix),
         _search_section(run, pictures, prefix),
         _pair_section(run, pictures),
+        _quality_section(run, pictures, prefix),
         _reliability_section(run, pictures, prefix),
         _scatter_section(run, scores, pictures, prefix),
         *_example_sections(run, pictures),
@@ -108,7 +114,7 @@ def _curve_section(run, pictures, prefix):
 def _search_section(run, pictures, prefix):
     shown = []
     for method, log in run.logs.items():
-        found = plots.architecture(log)
+        found = plots.architecture(log, _KERNELS.get(_family(run), _KERNELS["gan"]))
         if found is None:
             continue
         figure, change = found
@@ -139,6 +145,19 @@ def _pair_section(run, pictures):
     if frozen:
         note += f" {', '.join(frozen)}: the pre-trained one, frozen."
     return _section("Real and synthetic images", shown, note, "samples")
+
+
+def _quality_section(run, pictures, prefix):
+    """Every measured pair as a point."""
+    figure = synthetic.scatter(run.pairs)
+    shown = [pictures.drawn(f"{prefix}synthetic_pairs", "", figure)] if figure else []
+    note = "A point per pair. To the right: nearly a copy of a training image. Low: its mask does not fit."
+    return _section("Synthetic pairs, one by one", shown, note, "plots")
+
+
+def _family(run):
+    family = run.config.get("family")
+    return family.get("name") if isinstance(family, Mapping) else None
 
 
 def _reliability_section(run, pictures, prefix):

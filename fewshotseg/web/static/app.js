@@ -167,7 +167,7 @@ async function save() {
   const stem = name.split("/").at(-1).replace(/\.\w+$/, "") || "image";
   const stamp = name === "camera" ? `camera_${new Date().toISOString().replace(/[:.]/g, "-")}` : stem;
   download(await pictureFile(source), `${stamp}.png`);
-  download(await maskFile(answer, mask), `${stamp}_mask.png`);
+  download(await maskFile(answer, mask, about.mask_values), `${stamp}_mask.png`);
 }
 
 function download(blob, name) {

@@ -90,11 +90,10 @@ export function pictureFile(source) {
   return canvas.convertToBlob({ type: "image/png" });
 }
 
-// The mask as PNG: 0 and 255 for one class, class ids for several.
-export function maskFile(answer, mask) {
+// The mask as PNG, with the values that the model's training masks have for the background and the classes.
+export function maskFile(answer, mask, values) {
   const pixels = new ImageData(answer.width, answer.height);
-  const factor = answer.classes ? 1 : 255;
-  mask.forEach((id, i) => pixels.data.set([factor * id, factor * id, factor * id, 255], 4 * i));
+  mask.forEach((id, i) => pixels.data.set([values[id], values[id], values[id], 255], 4 * i));
   const canvas = new OffscreenCanvas(answer.width, answer.height);
   canvas.getContext("2d").putImageData(pixels, 0, 0);
   return canvas.convertToBlob({ type: "image/png" });

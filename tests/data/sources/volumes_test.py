@@ -2,6 +2,7 @@
 
 import json
 
+import nibabel
 import numpy as np
 import pytest
 import volumes as files
@@ -9,6 +10,7 @@ import volumes as files
 from fewshotseg.data.sources import volume_layouts
 from fewshotseg.data.sources.volumes import VolumeSource
 from fewshotseg.errors import InputError
+from fewshotseg.labels import IGNORED, Labels
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +99,8 @@ def test_unpaired_files(tmp_path):
 
 @pytest.mark.parametrize(
     "labels",
-    [{"background": 0, "whole": [1, 2]}, {"background": 0, "a": 1, "b": 3}, {"0": "background"},
-     {"background": 0, "a": 1, "ignore": 2}, {"lesion": 1}],
+    [{"background": 0, "whole": [1, 2]}, {"background": 0, "a": 1, "b": 1}, {"0": "background"},
+     {"background": 0, "ignore": 1}, {"lesion": 1}],
 )  # fmt: skip
 def test_labels_that_cannot_be_read_so_far(tmp_path, labels):
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
@@ -120,3 +122,28 @@ def test_what_is_missing_is_named(tmp_path):
         VolumeSource(str(tmp_path))
     with pytest.raises(InputError, match="1 labelled volumes found, but at least 4"):
         VolumeSource(str(tmp_path), class_names=files.NAMES)
+
+
+def test_values_with_gaps_and_an_ignore_label(tmp_path):
+    """Of dataset.json, or of the configuration where none names them."""
+    root = files.write_nnunet(tmp_path / "data")
+    for path in (root / "labelsTr").iterdir():
+        label = np.asarray(nibabel.load(path).dataobj)
+        files.save(path, np.array([0, 4, 9], np.uint8)[label])
+    about = {"labels": {"background": 0, "ball": 4, "ignore": 6, "core": 9}}
+    (root / "dataset.json").write_text(json.dumps(about))
+    source = VolumeSource(str(root))
+    assert source.class_names == ("ball", "core") and source.labels == Labels((0, 4, 9), 6)
+    assert set(np.unique(source.load("ball_000").mask)) == {0, 1, 2}
+    renamed = VolumeSource(str(root), class_names=("B", "C"))
+    assert renamed.labels == source.labels
+    fewer = VolumeSource(str(root), class_names=("B",), class_ids=(0, 4), ignore_id=9)
+    assert set(np.unique(fewer.load("ball_000").mask)) == {0, 1, IGNORED}
+    with pytest.raises(
+        InputError, match=r"hold the values 0, 4, 9, but the classes have the ids 0..1"
+    ):
+        VolumeSource(str(root), class_names=("B",)).load("ball_000")
+    with pytest.raises(
+        InputError, match=r"data.volumes.class_ids is \(0, 4\): give 3 different numbers"
+    ):
+        VolumeSource(str(root), class_ids=(0, 4))

@@ -1,0 +1,208 @@
+"""Tables of the runs of fewshot.py: levels, and differences with intervals over cases and over draws.
+
+python benchmarks/fewshot_table.py runs/fewshot [more folders] --rows=FILE.csv.gz     writes a row per case
+python benchmarks/fewshot_table.py FILE.csv.gz [--data_dir=FOLDER --list=val] [--against=real_only]
+"""
+
+import collections
+import csv
+import gzip
+import math
+import pathlib
+import statistics
+import sys
+
+from absl import app, flags
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("rows", "", "Where to write the rows; a second file RUNS_... has one per run.")
+flags.DEFINE_string("data_dir", "", "As of fewshot.py; with --list.")
+flags.DEFINE_string("list", "", "Only the cases of this list.")
+flags.DEFINE_string("against", "real_only", "Method that the others are compared with.")
+
+SETTING = ("dataset", "segmenter", "size", "steps", "labels")
+COLUMNS = (*SETTING, "method", "draw", "case", "unit", "dice", "hd95")
+RUN_COLUMNS = (*SETTING, "method", "draw", "seconds", "validation_dice", "device", "revision")
+
+
+def read_runs(folders) -> tuple[list[dict], list[dict]]:
+    """A row per case, and a row per training, of all runs anywhere in some folders."""
+    from fewshotseg.results import statistics as stats
+    from fewshotseg.results.report import inputs
+
+    cases, runs = [], []
+    for path in sorted(p for folder in folders for p in pathlib.Path(folder).rglob("config.json")):
+        run = inputs.read_run(path.parent)
+        units = stats.of_test_set(run.clusters, "test")
+        labels = sum(len(run.splits.get(part, ())) for part in ("train", "validation"))
+        for (method, test_set), found in run.evaluations.items():
+            own = inputs.METHODS[method].segmenter or run.config["segmenter"]["name"]
+            size, steps = run.config["data"]["image_size"], run.config["train"]["num_steps"]
+            row = dict(zip(SETTING, (run.name, own, size, steps, labels), strict=True))
+            row |= {"method": method, "draw": run.seed}
+            last = run.logs[method][-1].get("validation/model_dice")
+            runs.append(row | {
+                "seconds": round(run.seconds(method), 1), "validation_dice": last,
+                "device": run.environment.get("device"),
+                "revision": run.environment.get("git_revision"),
+            })  # fmt: skip
+            if test_set != "test":
+                continue
+            for case in found:
+                dice, hd95 = (math.nan if case[k] is None else case[k] for k in ("dice", "hd95"))
+                cases.append(row | {
+                    "case": case["case"], "unit": units.get(case["case"], ""),
+                    "dice": round(dice, 4), "hd95": round(hd95, 1),
+                })  # fmt: skip
+    return cases, runs
+
+
+def write_rows(rows, columns, path: pathlib.Path) -> None:
+    """A CSV file, compressed if its name ends in .gz, always the same bytes for the same rows."""
+    if path.suffix == ".gz":
+        with path.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
+            text = ["\t".join(columns), *("\t".join(str(row[c]) for c in columns) for row in rows)]
+            file.write("\n".join([*text, ""]).replace("\t", ",").encode())
+        return
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_rows(path: pathlib.Path) -> list[dict]:
+    """Rows that `write_rows` wrote; numbers are text, but for the metrics."""
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{**row, "dice": float(row["dice"]), "hd95": float(row["hd95"])} for row in rows]
+
+
+def by_method(rows) -> dict[tuple, dict[str, dict[str, dict[str, dict]]]]:
+    """Setting without the segmenter -> 'segmenter: method' -> draw -> case -> row."""
+    found = collections.defaultdict(dict)
+    for row in rows:
+        where = tuple(str(row[k]) for k in SETTING if k != "segmenter")
+        name = f"{row['segmenter']}: {row['method']}"
+        draws = found[where].setdefault(name, {})
+        draws.setdefault(str(row["draw"]), {})[row["case"]] = row
+    return dict(found)
+
+
+def mean_by_case(draws, wanted, metric) -> dict[str, float]:
+    """A metric by case, averaged over the wanted draws; a case that one of them lacks is left out."""
+    cases = set.intersection(*({*draws[d]} for d in wanted))
+    means = {c: statistics.fmean(draws[d][c][metric] for d in wanted) for c in sorted(cases)}
+    return {case: value for case, value in means.items() if math.isfinite(value)}
+
+
+def compare(ours, theirs, metric) -> dict | None:
+    """The difference of two methods over the draws that both have; None if there is none.
+
+    Returns:
+      What `statistics.paired_difference` returns, over cases, with `draws`: of the mean difference of
+      every draw, what `statistics.summarise_seeds` returns.
+    """
+    from fewshotseg.results import statistics as stats
+
+    wanted = sorted({*ours} & {*theirs})
+    if not wanted:
+        return None
+    pair = [mean_by_case(method, wanted, metric) for method in (ours, theirs)]
+    units = {case: row["unit"] for case, row in theirs[wanted[0]].items()}
+    found = stats.paired_difference(
+        *pair, {c: f"cluster {u}" if u else "" for c, u in units.items()}
+    )
+    by_draw = []
+    for draw in wanted:
+        a, b = (mean_by_case(method, [draw], metric) for method in (ours, theirs))
+        shared, _ = stats.common_cases([a, b])
+        by_draw.append(statistics.fmean(a[c] - b[c] for c in shared))
+    return found | {"draws": stats.summarise_seeds(by_draw)}
+
+
+def table(rows, against: str) -> str:
+    """Levels of every method, and differences to one (of the same segmenter where it has it), in Markdown.
+
+    p values are of the rank test over cases, adjusted (Holm) over the data sets that a method was
+    trained on in one setting.
+    """
+    from fewshotseg.results import statistics as stats
+
+    found, lines, families = by_method(rows), [], collections.defaultdict(list)
+    for where, methods in found.items():
+        for name, draws in methods.items():
+            segmenter = name.split(": ")[0]
+            base = methods.get(f"{segmenter}: {against}")
+            base = None if base is draws else base
+            found_dice = compare(draws, base, "dice") if base else None
+            if found_dice:
+                families[name, where[1:]].append((where, found_dice["p_wilcoxon"]))
+            levels = [
+                statistics.fmean(mean_by_case(draws, sorted(draws), metric).values())
+                for metric in ("dice", "hd95")
+            ]
+            hd95 = compare(draws, base, "hd95") if base else None
+            lines.append((where, name, len(draws), levels, found_dice, hd95))
+    adjusted = {}
+    for (name, _), members in families.items():
+        for (where, _), p in zip(members, stats.holm([p for _, p in members]), strict=True):
+            adjusted[where, name] = p
+    text = [
+        f"| data set | px | steps | labels | segmenter: method | draws | Dice | minus {against}, points "
+        "| over draws | p (Holm) | HD95 | minus |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for where, name, number, (dice, hd95), d, h in lines:
+        cells = ["", "", "", f"{hd95:.1f}", ""]
+        if d:
+            low, high = d["ci95"]
+            cells[0] = f"{100 * d['mean']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+            low, high = d["draws"]["ci95"]
+            cells[1] = "" if math.isnan(low) else f"{100 * low:+.1f} to {100 * high:+.1f}"
+            cells[2] = f"{adjusted[where, name]:.2g}"
+            cells[4] = f"{h['mean']:+.1f}"
+        text.append("| " + " | ".join((*where, name, str(number), f"{dice:.3f}", *cells)) + " |")
+    return "\n".join(text)
+
+
+def of_list(rows, data_dir: str, name: str) -> list[dict]:
+    """The rows whose case is in a list of its data set."""
+    from fewshotseg.data import split_files
+
+    known = collections.defaultdict(dict)
+    for row in rows:
+        known[row["dataset"]][row["case"]] = None
+    wanted = {}
+    for dataset, cases in known.items():
+        path = pathlib.Path(data_dir, "splits", dataset, f"{name}.txt")
+        listed = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        lookup = {i for i in listed if any(c == i or c.endswith("/" + i) for c in cases)}
+        wanted[dataset] = set(split_files.resolve_ids(sorted(lookup), list(cases), str(path)))
+    return [row for row in rows if row["case"] in wanted[row["dataset"]]]
+
+
+def main(argv):
+    places = [pathlib.Path(arg) for arg in argv[1:]]
+    if not places:
+        sys.exit("fewshot_table.py: give folders of runs, or files of rows.")
+    rows = [row for place in places if place.is_file() for row in read_rows(place)]
+    folders = [place for place in places if place.is_dir()]
+    if folders:
+        cases, runs = read_runs(folders)
+        rows += cases
+        if FLAGS.rows:
+            path = pathlib.Path(FLAGS.rows)
+            write_rows(cases, COLUMNS, path)
+            name = path.name.replace("_cases", "").partition(".")[0] + "_runs.csv"
+            write_rows(runs, RUN_COLUMNS, path.with_name(name))
+            return
+    if FLAGS.list:
+        rows = of_list(rows, FLAGS.data_dir, FLAGS.list)
+    print(table(rows, FLAGS.against))
+
+
+if __name__ == "__main__":
+    app.run(main)
