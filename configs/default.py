@@ -49,7 +49,8 @@ def source_config() -> ConfigDict:
     config.volumes.class_ids = ()  # as above; () for those in dataset.json
     config.volumes.ignore_id = -1  # as above; -1: that called 'ignore' in dataset.json, if any
     config.volumes.channel = 0  # of CASE_0000, CASE_0001, ...: which one
-    # Values that become black and white, as (-160.0, 240.0) HU in CT; two equal ones: percentiles.
+    # Values that become black and white, as (-160.0, 240.0) HU in CT; two equal ones: percentiles. Also
+    # of the volumes of the source 'tfds'.
     config.volumes.window = (0.0, 0.0)
     config.volumes.percentiles = (0.5, 99.5)  # of each volume's own values
     config.volumes.include = ""  # as above
@@ -89,12 +90,21 @@ def get_config(arg: str = "") -> ConfigDict:
     # (depth, height, width): feet to head, front to back, right to left.
     config.data.image_size = FieldReference(96, field_type=object)
     config.data.channels = 3  # 1 or 3
+    # 'squash': every axis of a case is resized to that of the canvas | 'tiles': cases keep their size, and
+    # networks see tiles of image_size; predictions are made in overlapping tiles.
+    config.data.fit = "squash"
+    config.data.tiles = ConfigDict()
+    # Of volumes: resampled to (depth, height, width) in mm; three zeros: as they are.
+    config.data.tiles.spacing = (0.0, 0.0, 0.0)
+    config.data.tiles.overlap = 0.5  # of neighbours, in prediction; share of a tile
+    config.data.tiles.foreground_share = 0.5  # of training tiles: drawn around a pixel of a class
     # Labelled cases the weights are trained on, and those of the outer loss and the selection;
     # both 0: all that are not test cases, a fifth of them to validate.
     config.data.num_train = 32
     config.data.num_validation = 8
     config.data.num_test = 0  # at most so many test cases, evenly spaced; 0 for all
     config.data.split_file = ""  # JSON lists of ids, such as {"pool": [], "test": []}: docs/data.md
+    config.data.fold = 0  # which one, if the split file is nnU-Net's splits_final.json
     # Further test sets, e.g. out of domain: 'NAME=FOLDER,...', FOLDER with images and masks, or
     # IMAGES:MASKS, or PAIRS.csv; in a configuration file also name -> source_config().
     config.test_folders = ""
@@ -342,6 +352,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.evaluate.batch_size = 16
     config.evaluate.threshold = 0.5  # of the foreground probability, one class
     config.evaluate.nsd_tolerance = 0.01  # of the surface Dice, share of the image's diagonal
+    config.evaluate.nsd_mm = 0.0  # in its place, where the size of a pixel is known; 0 for none
+    config.evaluate.cldice = False  # also clDice, of thin structures; needs the extra `vessels`
     # Synthetic pairs of every source that are measured for the report; 0: none.
     config.evaluate.num_pairs = 32
     config.predict = ConfigDict()
@@ -409,7 +421,8 @@ def apply_choices(config: ConfigDict, arg: str) -> None:
 
 def run_local(config: ConfigDict) -> None:
     """Shrinks an experiment to a minute, to see that everything works."""
-    config.data.image_size = (16, 16, 16) if config.data.source == "volumes" else 32
+    size = config.data.image_size
+    config.data.image_size = (16, 16, 16) if isinstance(size, tuple) and len(size) == 3 else 32
     config.data.num_train, config.data.num_validation, config.data.num_test = 6, 2, 4
     config.data.phantom.num_cases = 60
     for test_set in config.test_sets.values():

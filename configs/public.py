@@ -8,8 +8,9 @@ what to download. Other choices follow the name: `public.py:busi,method=end2end,
 in docs/data.md. Not yet trained at full size here.
 """
 
-from configs import default
+from configs import default, volumes
 
+TILES = {"data.fit": "tiles", "data.image_size": 192}  # what is thin, at full size
 # Name -> labelled images to train on, to validate on, and what else differs from default.py.
 DATASETS = {
     "isic2017": (32, 8, {"loss.overlap": "jaccard"}),  # skin lesions in dermoscopy
@@ -21,7 +22,9 @@ DATASETS = {
     "busi": (80, 20, {"data.channels": 1}),  # breast tumours in ultrasound
     "busi_with_normal": (80, 20, {"data.channels": 1}),  # likewise, and breasts without one
     "fetreg": (80, 20, {}),  # vessels, tool and fetus in fetoscopy; videos stay on one side
-    "drive": (8, 2, {"outer.batch_size": 2, "data.image_size": 256}),  # retinal vessels
+    "drive": (8, 2, {"outer.batch_size": 2, "evaluate.cldice": True, **TILES}),  # retinal vessels
+    "msd_hippocampus": (20, 20, {"data.image_size": (24, 32, 24), "evaluate.nsd_mm": 1.0}),  # MR
+    "msd_liver": (20, 5, volumes.LIVER),  # liver and tumours in CT
 }
 
 
@@ -33,7 +36,7 @@ def get_config(arg=""):
             f"{', '.join(DATASETS)}."
         )
     num_train, num_validation, fields = DATASETS[name]
-    config = default.get_config()
+    config = (volumes if name.startswith("msd_") else default).get_config()
     config.name, config.data.source, config.data.tfds.name = name, "tfds", name
     config.data.num_train, config.data.num_validation = num_train, num_validation
     config.update_from_flattened_dict(fields)

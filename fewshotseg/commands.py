@@ -188,6 +188,7 @@ def predict(config, flags) -> None:
 
 def _load_predictor(config, flags, pictures_alone=""):
     """The model of a run, or the mean of several; `pictures_alone`: a mode that knows no volumes."""
+    from fewshotseg.results import flips
     from fewshotseg.results import predictor as trained
 
     predictor = trained.load_ensemble(flags.workdir.split(","), config.predict.method)
@@ -197,7 +198,7 @@ def _load_predictor(config, flags, pictures_alone=""):
             "--mode=predict."
         )
     if config.predict.flips:
-        predictor = trained.with_flips(predictor)
+        predictor = flips.with_flips(predictor)
     print(f"Model: {predictor.source}", flush=True)
     return predictor
 
@@ -287,6 +288,7 @@ def check(config, flags) -> None:
         build_data.create_source(config.data, strict=False),
         output,
         config.data.image_size,
+        tiles=build_data.create_tiles(config),
         draw=functools.partial(build_data.create_split, config),
     )
     if number := len(found["faults"]):

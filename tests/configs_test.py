@@ -141,6 +141,7 @@ def test_every_field_is_read(reads, tmp_path):
         config.data.source = source
         if source == "volumes":
             config.data.image_size = (16, 16, 16)
+            config.data.fit = "tiles"
             with config.unlocked():
                 del config.test_sets.shifted  # pictures
         config.data.volumes.folder = str(tmp_path / "volumes")

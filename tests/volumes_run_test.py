@@ -33,9 +33,13 @@ class Voxels(nn.Module):
         return nn.Dense(self.num_outputs)(nn.tanh(nn.Dense(16)(4.0 * images)))
 
 
-def test_a_whole_run(tmp_path, monkeypatch, capsys):
+TILES = ("--config.data.fit=tiles", "--config.data.tiles.spacing=(1.0,1.5,1.0)")
+
+
+@pytest.mark.parametrize("fields", [(), TILES], ids=["squashed", "in tiles"])
+def test_a_whole_run(tmp_path, monkeypatch, capsys, fields):
     monkeypatch.setitem(factory.SEGMENTERS, "unet", Voxels)
-    data = volumes.write_decathlon(tmp_path / "data", number=14)
+    data = volumes.write_decathlon(tmp_path / "data", number=14, shape=(20, 14, 10))
     run = ("run.py", f"--workdir={tmp_path / 'run'}")
     cli.main(
         [
@@ -50,6 +54,7 @@ def test_a_whole_run(tmp_path, monkeypatch, capsys):
             "--config.augment.intensity.contrast=0.0",
             "--config.augment.intensity.gamma=0.0",
             "--config.compilation_cache=",
+            *fields,
         ]
     )
     folder = tmp_path / "run" / "real_only" / "evaluation" / "test"
@@ -61,7 +66,7 @@ def test_a_whole_run(tmp_path, monkeypatch, capsys):
     assert list((folder / "examples").glob("best_1_*.png"))
 
     # Other axes, the last of them reversed: the mask is found where the ball is.
-    image, label = volumes.make_ball(99)
+    image, label = volumes.make_ball(99, shape=(20, 14, 10))
     affine = np.array([[0, 0, -2.0, 9], [-1.5, 0, 0, 4], [0, 1.0, 0, 0], [0, 0, 0, 1]])
     path = volumes.save(
         tmp_path / "new" / "a.nii.gz", np.moveaxis(image, (1, 2, 0), (0, 1, 2)), affine
@@ -90,6 +95,19 @@ def test_what_does_not_fit_volumes_is_refused_in_one_sentence():
     assert "give (depth, height, width)" in refused(**{"data.image_size": (32, 32)})
     assert "give a number" in refused(**{"data.source": "folder"})
     assert "test_sets" in refused(test_folders="a=b")
+    spacing = {"data.tiles.spacing": (2.0, 1.0, 1.0)}
+    assert "data.fit='tiles'" in refused(**spacing)
+    in_tiles = {"data.fit": "tiles"}
+    assert "three zeros" in refused(**in_tiles, **{"data.tiles.spacing": (2.0, 0.0, 1.0)})
+    pictures = {"data.source": "folder", "data.image_size": 32}
+    assert "for volumes" in refused(**in_tiles, **spacing, **pictures)
     assert "2 axes" in refused(
         **{"data.source": "folder", "data.image_size": 32, "augment.real.flip_axes": (-3,)}
     )
+
+
+def test_searched_methods_want_whole_cases():
+    config = hippocampus.get_config()
+    config.methods, config.data.fit = ("mixture_searched",), "tiles"
+    with pytest.raises(InputError, match="data.fit .*mixture_searched judges whole cases"):
+        config_check.check_config(config)

@@ -130,10 +130,29 @@ def warp_mask(mask: jax.Array, coordinates: jax.Array, num_classes: int) -> jax.
 
 
 def augment_pair(
-    image: jax.Array, mask: jax.Array, key: PRNGKey, *, strength: Geometry, num_classes: int
+    image: jax.Array,
+    mask: jax.Array,
+    key: PRNGKey,
+    *,
+    strength: Geometry,
+    num_classes: int,
+    size: tuple[int, ...] | None = None,
+    offset: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """The same random geometry for one image `[*spatial, C]` and its mask `[*spatial]`."""
-    coordinates = sampling_coordinates(key, mask.shape, strength)
+    """The same random geometry for one image `[*spatial, C]` and its mask `[*spatial]`.
+
+    Args:
+      image: to be warped.
+      mask: likewise.
+      key: of this pair.
+      strength: of the geometry.
+      num_classes: background included.
+      size: of the result, if it is a tile of the image; the tile's middle is the centre of all.
+      offset: int `[axes]`, where the tile begins.
+    """
+    coordinates = sampling_coordinates(key, size or mask.shape, strength)
+    if offset is not None:
+        coordinates = coordinates + offset.reshape(-1, *(1,) * mask.ndim)
     return warp_image(image, coordinates), warp_mask(mask, coordinates, num_classes)
 
 

@@ -9,18 +9,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from fewshotseg.data import augment, canvas
+from fewshotseg.data import tiles as tiling
 from fewshotseg.types import Batch, CaseSource, PRNGKey
 
 DONORS = 1001  # folded into the key of a step; beyond the counts of its splits
+TILE = 1002  # folded into the key of a pair
+MARGIN = 0.25  # of a tile, on each side: from where augmentation may take pixels
 
 
 def load_arrays(
-    source: CaseSource, case_ids: tuple[str, ...], image_size: canvas.Size, channels: int
+    source: CaseSource,
+    case_ids: tuple[str, ...],
+    image_size: canvas.Size,
+    channels: int,
+    tiles: tiling.Tiles | None = None,
 ) -> dict[str, np.ndarray]:
-    """Cases as network-size arrays.
+    """Cases as network-size arrays, or to draw tiles from.
 
     Returns:
-      'image' float32 `[N, *image_size, C]` in [-1, 1] and 'mask' uint8 `[N, *image_size]`.
+      'image' float32 `[N, *image_size, C]` in [-1, 1] and 'mask' uint8 `[N, *image_size]`; with `tiles`,
+      see `tiles.stack`.
 
     Raises:
       InputError: a case cannot be read; the message names the file.
@@ -28,8 +36,14 @@ def load_arrays(
     images, masks = [], []
     for case_id in case_ids:
         case = source.load(case_id)
+        if tiles:
+            images.append(tiles.to_network_image(case.image, case.spacing, channels, case_id))
+            masks.append(tiles.to_network_mask(case.mask, case.spacing, case_id))
+            continue
         images.append(canvas.to_network_image(case.image, image_size, channels))
         masks.append(canvas.to_network_mask(case.mask, image_size))
+    if tiles:
+        return tiling.stack(images, masks)
     return {"image": np.stack(images), "mask": np.stack(masks)}
 
 
@@ -45,6 +59,7 @@ def draw_batch(
     synthetic_images: bool = False,
     donor_geometry: augment.Geometry | None = None,
     axis_name: str | None = None,
+    tiles: tiling.Tiles | None = None,
 ) -> Batch:
     """One augmented training batch; every device draws its own part of the same global batch.
 
@@ -60,6 +75,7 @@ def draw_batch(
       synthetic_images: whether synthesis needs the images of its masks.
       donor_geometry: of a second case for every synthetic pair; None for no such cases.
       axis_name: of the devices.
+      tiles: draw a tile of every case; `data` is then that of `tiles.stack`.
 
     Returns:
       'image' and 'mask': real pairs; 'key' `[B]`, one per example, equal for any number of devices;
@@ -81,24 +97,30 @@ def draw_batch(
     examples = jax.vmap(lambda i: jax.random.fold_in(k_examples, i))(start + jnp.arange(size))
     pair_keys, mask_keys, keys = jax.vmap(lambda k: jax.random.split(k, 3), out_axes=1)(examples)
     real = choose(k_real)
-    image, mask = data["image"][real], data["mask"][real]
 
     def augmented_pairs(cases, keys, strength):
+        if tiles:
+            return jax.vmap(lambda c, k: _tile(data, c, k, tiles, strength, num_classes))(
+                cases, keys
+            )
+        if strength is None:
+            return data["image"][cases], data["mask"][cases]
         return jax.vmap(
             lambda i, m, k: augment.augment_pair(
                 i, m, k, strength=strength, num_classes=num_classes
             )
         )(data["image"][cases], data["mask"][cases], keys)
 
-    if geometry is not None:
-        image, mask = augmented_pairs(real, pair_keys, geometry)
+    image, mask = augmented_pairs(real, pair_keys, geometry)
     batch = {"image": image, "mask": mask, "key": keys, "case": real}
     if not num_synthetic:
         return batch
     host = batch["synthetic_case"] = choose(k_synthetic)
-    if synthetic_images:
+    if synthetic_images or tiles:
         pairs = augmented_pairs(host, mask_keys, mask_geometry)
         batch["synthetic_image"], batch["synthetic_mask"] = pairs
+        if not synthetic_images:
+            del batch["synthetic_image"]
     else:
         batch["synthetic_mask"] = jax.vmap(
             lambda m, k: augment.augment_mask(m, k, strength=mask_geometry, num_classes=num_classes)
@@ -115,10 +137,28 @@ def draw_batch(
     return batch
 
 
+def _tile(data, case, key, tiles, strength=None, num_classes=0):
+    """One tile of a case, image and mask, augmented if a strength is given."""
+    start = tiling.draw_start(data, case, jax.random.fold_in(key, TILE), tiles)
+    if strength is None:
+        return tuple(tiling.cut(data[name], case, start, tiles.size) for name in ("image", "mask"))
+    first, size, offset = tiling.window(data["mask"].shape[1:], start, tiles, MARGIN)
+    image, mask = (tiling.cut(data[name], case, first, size) for name in ("image", "mask"))
+    more = {"strength": strength, "num_classes": num_classes, "size": tiles.size}
+    return augment.augment_pair(image, mask, key, offset=offset, **more)
+
+
 def draw_outer_batch(
-    data: Batch, rng: PRNGKey, *, batch_size: int, axis_name: str | None = None
+    data: Batch,
+    rng: PRNGKey,
+    *,
+    batch_size: int,
+    axis_name: str | None = None,
+    tiles: tiling.Tiles | None = None,
 ) -> Batch:
     """`batch_size` validation cases without augmentation, padded with weight 0 if there are fewer.
+
+    With `tiles`, one tile of every case, drawn as those that train.
 
     Returns:
       'image', 'mask' and 'weight' `[B]`.
@@ -130,6 +170,10 @@ def draw_outer_batch(
     padding = (0, batch_size - order.shape[0])
     order = jax.lax.dynamic_slice_in_dim(jnp.pad(order, padding), start, size)
     weight = jax.lax.dynamic_slice_in_dim(jnp.pad(weight, padding), start, size)
+    if tiles:
+        keys = jax.vmap(lambda i: jax.random.fold_in(rng, i))(start + jnp.arange(size))
+        image, mask = jax.vmap(lambda c, k: _tile(data, c, k, tiles))(order, keys)
+        return {"image": image, "mask": mask, "weight": weight}
     return {"image": data["image"][order], "mask": data["mask"][order], "weight": weight}
 
 

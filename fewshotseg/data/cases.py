@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from fewshotseg import errors, labels
-from fewshotseg.data import batches, canvas, split_files, splits
-from fewshotseg.data.sources import folder, phantom, volumes
+from fewshotseg.data import batches, canvas, nnunet_folds, split_files, splits
+from fewshotseg.data.sources import folder, phantom, tfds, volumes
 from fewshotseg.data.survey import Survey
+from fewshotseg.data.tiles import Tiles
 from fewshotseg.types import CaseSource
 
 TEST_FRACTION = 0.2  # of the cases, where nothing else says which ones test
@@ -28,6 +29,7 @@ class Data:
       validation: likewise.
       test_sets: name -> (source, ids); the own one is called 'test'.
       survey: what was seen of the source's cases.
+      tiles: how networks see cases, if not squashed to a canvas.
     """
 
     source: CaseSource
@@ -36,6 +38,7 @@ class Data:
     validation: Mapping[str, np.ndarray]
     test_sets: Mapping[str, tuple[CaseSource, tuple[str, ...]]]
     survey: Survey
+    tiles: Tiles | None = None
 
     @property
     def num_classes(self) -> int:
@@ -63,8 +66,6 @@ def _folder(fields: Mapping[str, Any], strict: bool) -> CaseSource:
 
 
 def _tfds(fields: Mapping[str, Any], strict: bool) -> CaseSource:
-    from fewshotseg.data.sources import tfds  # slow to import
-
     del strict  # prepared data has been checked
     return tfds.TfdsSource(**fields)
 
@@ -80,7 +81,16 @@ SOURCES: Mapping[str, Callable[[Mapping[str, Any], bool], CaseSource]] = {
     "tfds": _tfds,
     "volumes": _volumes,
 }
-SPATIAL_AXES = {"volumes": 3}  # of a source's cases; 2 of all others
+
+
+def spatial_axes(name: str, fields: Mapping[str, Any]) -> int:
+    """Of a source's cases: 2 of pictures, 3 of volumes.
+
+    Args:
+      name: a key of `SOURCES`.
+      fields: of its block.
+    """
+    return 3 if name == "volumes" or (name == "tfds" and fields["name"] in tfds.VOLUMES) else 2
 
 
 def create_source(name: str, fields: Mapping[str, Any], strict: bool = True) -> CaseSource:
@@ -147,6 +157,7 @@ def create_split(
     seed: int,
     num_test: int = 0,
     split_file: str = "",
+    fold: int = 0,
     test_sources: Mapping[str, CaseSource] | None = None,
 ) -> split_files.Split:
     """Few-shot split of the seed, or the lists of a file; see `splits.few_shot_split`.
@@ -158,13 +169,16 @@ def create_split(
       num_validation: validation cases.
       seed: of the draw.
       num_test: at most so many test cases, evenly spaced; 0 for all.
-      split_file: lists of ids; '' for none.
+      split_file: lists of ids, or nnU-Net's list of folds; '' for none.
+      fold: which one of these.
       test_sources: further test sets by name.
 
     Raises:
       InputError: not enough cases, bad lists, or a further test set with other classes.
     """
     source, lists = survey.source, split_file or None
+    if split_file:
+        lists = nnunet_folds.read(split_file, fold, source.ids) or lists
     draw = functools.partial(
         splits.few_shot_split,
         source,
@@ -173,7 +187,7 @@ def create_split(
         test_fraction=TEST_FRACTION,
         survey=survey,
         further={
-            name: (Survey(other, survey.size), _test_ids(name, other, source))
+            name: (Survey(other, survey.size, survey.tiles), _test_ids(name, other, source))
             for name, other in (test_sources or {}).items()
         },
     )
@@ -190,6 +204,7 @@ def create_data(
     image_size: canvas.Size,
     channels: int,
     test_sources: Mapping[str, CaseSource] | None = None,
+    tiles: Tiles | None = None,
     **draw: Any,
 ) -> Data:
     """Draws the few-shot split and loads the training and validation cases.
@@ -199,15 +214,18 @@ def create_data(
       image_size: of the networks, in pixels.
       channels: 1 or 3.
       test_sources: further test sets by name.
+      tiles: how networks see cases, if not squashed to a canvas.
       **draw: what else `create_split` takes.
 
     Raises:
       InputError: not enough cases, bad lists, no foreground, or a case that cannot be read.
     """
-    survey, test_sources = Survey(source, image_size), test_sources or {}
+    survey, test_sources = Survey(source, image_size, tiles), test_sources or {}
     split = create_split(survey, test_sources=test_sources, **draw)
-    train = batches.load_arrays(source, split.train, image_size, channels)
-    validation = batches.load_arrays(source, split.validation, image_size, channels)
+    train, validation = (
+        batches.load_arrays(source, ids, image_size, channels, tiles)
+        for ids in (split.train, split.validation)
+    )
     if not labels.is_foreground(train["mask"]).any():
         raise errors.InputError(
             f"none of the {len(split.train)} training masks of {source.name} has any foreground: "
@@ -216,7 +234,7 @@ def create_data(
     test_sets = {"test": (source, split.test)}
     for name, other in test_sources.items():
         test_sets[name] = (other, _test_ids(name, other, source))
-    return Data(source, split, train, validation, test_sets, survey)
+    return Data(source, split, train, validation, test_sets, survey, tiles)
 
 
 def spread(ids: tuple[str, ...], number: int) -> tuple[str, ...]:
@@ -250,9 +268,12 @@ def _test_ids(name: str, source: CaseSource, ours: CaseSource) -> tuple[str, ...
 
 def _draw_all(draw, source, lists, tries=5):
     """Takes as many labelled cases as there are; look-alikes of test cases may reduce the number."""
-    if lists:
+    if isinstance(lists, Mapping):  # a fold
+        free = len(lists["pool"])
+    elif lists:
         raise errors.InputError("data.num_train is 0: with data.split_file, give numbers.")
-    free = len(source.ids) - round(TEST_FRACTION * len(source.ids))
+    else:
+        free = len(source.ids) - round(TEST_FRACTION * len(source.ids))
     for left in range(tries, 0, -1):
         num_validation = max(1, free // 5)
         try:

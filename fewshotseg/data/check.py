@@ -14,6 +14,7 @@ from fewshotseg.data import canvas, look_alikes
 from fewshotseg.data.cases import Data
 from fewshotseg.data.split_files import Split
 from fewshotseg.data.survey import Record, Survey
+from fewshotseg.data.tiles import Tiles
 from fewshotseg.errors import InputError
 from fewshotseg.types import Case, CaseSource
 
@@ -31,6 +32,7 @@ def check_source(
     output_dir: str | pathlib.Path,
     image_size: canvas.Size,
     quiet: bool = False,
+    tiles: Tiles | None = None,
     draw: Callable[[Survey], Split] | None = None,
 ) -> Report:
     """Reads every case, tries the split, prints a table, writes `check.json` and `contact_sheet.png`.
@@ -42,6 +44,7 @@ def check_source(
       output_dir: created if need be.
       image_size: of the network, in pixels: objects that vanish at this size are reported.
       quiet: do not print the table or a progress bar.
+      tiles: how networks see cases, if not squashed.
       draw: makes the split that training would make, of the cases that can be read.
 
     Returns:
@@ -56,7 +59,8 @@ def check_source(
     except OSError as error:
         raise InputError(f"{output}: cannot be created ({error.strerror}).") from error
     shown = _evenly(source.ids, SHEET_CASES)
-    survey, faults, sheet = Survey(source, image_size), dict(getattr(source, "faults", {})), []
+    survey, sheet = Survey(source, image_size, tiles), []
+    faults = dict(getattr(source, "faults", {}))
     for case_id in tqdm(source.ids, desc="check", leave=False, disable=quiet or None):
         try:
             case = source.load(case_id)
@@ -113,6 +117,7 @@ def summarise(
         "count": len(source.ids),
         "loaded": len(records),
         "image_size": list(canvas.as_size(survey.size)),
+        "tiles": dataclasses.asdict(survey.tiles) if survey.tiles else None,
         "faults": [{"id": key, "message": text} for key, text in (faults or {}).items()],
         "warnings": [],
         "split": _count_split(split) if split else {},
@@ -235,9 +240,8 @@ def _readable(survey: Survey) -> Survey:
         for part, ids in source.official_splits.items()
     }
     ids = tuple(sorted(survey.records))
-    readable = Survey(
-        _Readable(source.name, source.class_names, ids, known, source.load), survey.size
-    )
+    inner = _Readable(source.name, source.class_names, ids, known, source.load)
+    readable = Survey(inner, survey.size, survey.tiles)
     readable.records = survey.records
     return readable
 
@@ -263,7 +267,8 @@ def _warnings(report: Mapping[str, Any], shares: np.ndarray) -> list[str]:
     if report["tiny"]:
         warnings.append(f"images with a side below {_TINY} pixels: {_ids_text(report['tiny'])}")
     height, width = report["height"]["median"], report["width"]["median"]
-    if min(report["image_size"][-2] / height, report["image_size"][-1] / width) >= _ENLARGED:
+    larger = min(report["image_size"][-2] / height, report["image_size"][-1] / width)
+    if larger >= _ENLARGED and not report["tiles"]:
         warnings.append(
             f"most images are enlarged, from {height:g} x {width:g} pixels to "
             f"{_size_text(report)}: a smaller image_size shows as much and trains faster"

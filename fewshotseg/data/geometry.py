@@ -70,7 +70,23 @@ def closest_orientation(affine: np.ndarray) -> Orientation:
     """
     directions = np.asarray(affine, np.float64)[:3, :3]
     directions = directions / np.linalg.norm(directions, axis=0)
-    cosines = np.stack([sign * directions[world] for world, sign in _DIRECTIONS])
+    return _closest(np.stack([sign * directions[world] for world, sign in _DIRECTIONS]))
+
+
+def orientation_between(affine: np.ndarray, other: np.ndarray) -> Orientation:
+    """The order and directions that come closest from one grid of voxels to another one.
+
+    Args:
+      affine: float `[4, 4]` of the array to arrive at.
+      other: float `[4, 4]` of the array to start from; `to_canonical` of the result turns that one.
+    """
+    matrices = (np.asarray(a, np.float64)[:3, :3] for a in (affine, other))
+    target, start = (m / np.linalg.norm(m, axis=0) for m in matrices)
+    return _closest(np.linalg.solve(target, start))
+
+
+def _closest(cosines: np.ndarray) -> Orientation:
+    """Of cosines `[wanted axis, stored axis]`: the order with the largest sum, and its signs."""
     orders = itertools.permutations(range(3))
     axes = max(orders, key=lambda order: sum(abs(cosines[i, j]) for i, j in enumerate(order)))
     return Orientation(axes, tuple(bool(cosines[i, j] < 0) for i, j in enumerate(axes)))

@@ -22,7 +22,9 @@ _OTHER_FORMATS = {
         (".nii", ".nii.gz"), f"NIfTI: {_VOLUME}, or use the source 'volumes' (docs/data.md)"
     ),
     **dict.fromkeys((".mha", ".mhd", ".nrrd"), _VOLUME),
-    **dict.fromkeys((".dcm", ".dicom"), "DICOM files are not read here: export them as PNG"),
+    **dict.fromkeys(
+        (".dcm", ".dicom"), f"DICOM: {_VOLUME}, or use the source 'volumes' (docs/data.md)"
+    ),
     **dict.fromkeys((".heic", ".heif"), "HEIC photos are not read here: convert them to JPEG"),
     ".webp": "WebP files are not read here: convert them to PNG",
     ".svs": "whole-slide files are not read here: export regions as PNG",

@@ -6,6 +6,7 @@ import numpy as np
 
 from fewshotseg import labels
 from fewshotseg.data import canvas, look_alikes
+from fewshotseg.data.tiles import Tiles
 from fewshotseg.types import Case, CaseSource
 
 
@@ -40,10 +41,11 @@ class Survey:
     Args:
       source: of the cases.
       size: of the networks' canvas, for `Record.vanishes`.
+      tiles: how networks see cases, if not squashed to a canvas.
     """
 
-    def __init__(self, source: CaseSource, size: canvas.Size = 1024):
-        self.source, self.size = source, size
+    def __init__(self, source: CaseSource, size: canvas.Size = 1024, tiles: Tiles | None = None):
+        self.source, self.size, self.tiles = source, size, tiles
         self.records: dict[str, Record] = {}
 
     def __getitem__(self, case_id: str) -> Record:
@@ -59,7 +61,10 @@ class Survey:
     def see(self, case: Case) -> None:
         """Takes down a case that somebody has loaded."""
         num_classes = len(self.source.class_names)
-        small = canvas.to_network_mask(case.mask, self.size)
+        if self.tiles:
+            small = self.tiles.to_network_mask(case.mask, case.spacing, case.id)
+        else:
+            small = canvas.to_network_mask(case.mask, self.size)
         counts, left = (_count(mask, num_classes) for mask in (case.mask, small))
         self.records[case.id] = Record(
             shape=case.image.shape,

@@ -1,8 +1,8 @@
-"""NIfTI files to arrays in canonical order, and label maps back into files, with nibabel.
+"""NIfTI files (with nibabel) and DICOM series (a folder each) to arrays in canonical order.
 
 Values keep their stored type (with a scale in the header: float32) until `GreyValues` brings them to
 the 0..255 that all images of this package have. A file's own axes, affine and header are kept beside
-them, and what is written for a file has these.
+them, and what `label_files` writes for it has these.
 """
 
 import dataclasses
@@ -13,13 +13,11 @@ from typing import Any
 import numpy as np
 
 from fewshotseg import files
-from fewshotseg.data import geometry
+from fewshotseg.data import dicom_files, geometry
 from fewshotseg.errors import InputError
-from fewshotseg.labels import PLAIN, Labels
 
 EXTENSIONS = (".nii", ".nii.gz")
 MAX_VOXELS = 10**9  # a header can claim any size
-SHIFT = 0.1  # of a voxel: how far a corner of a label map may lie from that of its image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +65,8 @@ class Volume:
       values: `[D, H, W]` in canonical order, in the stored type.
       affine: float64 `[4, 4]`, from the indices of `values` to mm.
       orientation: how `values` came from the stored array.
-      file: the nibabel image, for its class, header and affine; its data are not held.
+      file: the nibabel image, for its class, header and affine, or the `dicom_files.Series`; its data are
+        not held.
     """
 
     values: np.ndarray
@@ -87,21 +86,36 @@ def is_volume(path: str | pathlib.Path) -> bool:
     return name.endswith(EXTENSIONS) and not name.startswith(".")
 
 
+def list_volumes(folder: pathlib.Path) -> list[pathlib.Path]:
+    """NIfTI files of a folder, and its subfolders that hold a DICOM series, sorted."""
+    return sorted(
+        path for path in folder.iterdir() if is_volume(path) or dicom_files.is_series(path)
+    )
+
+
 def stem_of(path: str | pathlib.Path) -> str:
-    """A file's name without `.nii` or `.nii.gz`."""
+    """A file's name without `.nii` or `.nii.gz`; the whole name of a folder."""
     name = pathlib.Path(path).name
     name = name[:-3] if name.lower().endswith(".gz") else name
     return name[:-4] if name.lower().endswith(".nii") else name
 
 
-def read_header(path: str | pathlib.Path) -> Any:
+def read_header(path: str | pathlib.Path, data: bytes | None = None) -> Any:
     """A file as a nibabel image of three axes whose values have not been read.
+
+    Of the folder of a DICOM series, its `dicom_files.Series`, which has `shape` and `affine` too.
+
+    Args:
+      path: of the file or folder.
+      data: what the file holds, where that came another way; then `path` only names it in messages.
 
     Raises:
       InputError: nibabel is not installed, the file is missing, empty or no NIfTI, has four axes, or an
-        affine that places it nowhere.
+        affine that places it nowhere; or as for `dicom_files.read_header`.
     """
     path = pathlib.Path(path)
+    if data is None and path.is_dir():
+        return dicom_files.read_header(path)
     try:
         import nibabel
     except ImportError as error:
@@ -109,10 +123,10 @@ def read_header(path: str | pathlib.Path) -> Any:
             f"{path}: volumes need nibabel: pip install 'fewshotseg[volumes]' (in a clone, "
             "'.[volumes]')."
         ) from error
-    if not path.is_file():
+    if data is None and not path.is_file():
         raise InputError(f"{path}: there is no such file.")
     try:
-        image = nibabel.load(path)
+        image = nibabel.load(path) if data is None else _from_bytes(data)
         shape, affine = tuple(map(int, image.shape)), image.affine
     except PermissionError as error:
         raise InputError(f"{path}: no permission to read this file.") from error
@@ -124,9 +138,12 @@ def read_header(path: str | pathlib.Path) -> Any:
     while axes > 3 and shape[axes - 1] == 1:
         axes -= 1
     if axes != 3 or not isinstance(image, nibabel.Nifti1Image):
+        remedy = "save each time point or channel as a file of its own"
+        if axes < 3:
+            remedy = "give the whole volume, and labels of all its slices"
         raise InputError(
             f"{path}: the file has {axes} axes ({' x '.join(map(str, shape))}), but a volume has three: "
-            "save each time point or channel as a file of its own."
+            f"{remedy}."
         )
     if not 0 < np.prod(shape, dtype=float) <= MAX_VOXELS:
         raise InputError(
@@ -138,16 +155,29 @@ def read_header(path: str | pathlib.Path) -> Any:
     return image
 
 
-def read_volume(path: str | pathlib.Path) -> Volume:
-    """Reads a volume.
+def _from_bytes(data: bytes) -> Any:
+    import nibabel
+
+    if data[:2] == b"\x1f\x8b":
+        data = gzip.decompress(data)
+    return nibabel.Nifti1Image.from_bytes(data)
+
+
+def read_volume(path: str | pathlib.Path, data: bytes | None = None) -> Volume:
+    """Reads a volume; arguments as for `read_header`.
 
     Raises:
       InputError: as for `read_header`, or the file is truncated, holds no numbers, or NaN or infinity.
     """
-    image = read_header(path)
+    image = read_header(path, data)
     shape = tuple(image.shape[:3])
     try:
-        values = np.asanyarray(image.dataobj).reshape(shape)
+        if isinstance(image, dicom_files.Series):
+            values = dicom_files.read_values(image)
+        else:
+            values = np.asanyarray(image.dataobj).reshape(shape)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(
             f"{path}: truncated or damaged: copy the file again from its source."
@@ -171,83 +201,6 @@ def read_volume(path: str | pathlib.Path) -> Volume:
     )
 
 
-def to_class_ids(
-    volume: Volume,
-    num_foreground_classes: int,
-    path: str | pathlib.Path,
-    labels: Labels = PLAIN,
-):
-    """uint8 `[D, H, W]` class ids of a label map.
-
-    Args:
-      volume: of the label map.
-      num_foreground_classes: n; ids are 0..n.
-      path: to name in messages.
-      labels: which values mean what.
-
-    Raises:
-      InputError: values that are no whole numbers, or of no class.
-    """
-    found = np.unique(volume.values)
-    if np.any(found != np.floor(found)):
-        raise InputError(
-            f"{path}: the labels hold {_listing(found)}, which are no whole numbers: save class ids, and "
-            "resample label maps with nearest neighbour."
-        )
-    try:
-        return labels.from_file(volume.values, num_foreground_classes)
-    except ValueError as error:
-        known = f"0..{num_foreground_classes}" if not labels.ids else str(labels.ids)
-        raise InputError(
-            f"{path}: the labels hold {_listing(found)}, but the classes have the ids {known}: correct the "
-            "labels, or name all classes (class_names, class_ids, ignore_id)."
-        ) from error
-
-
-def check_same_grid(image_path, label_path) -> None:
-    """Looks at the headers of an image and its labels.
-
-    Raises:
-      InputError: as for `read_header`, or they differ in size, or by more than a tenth of a voxel
-        (`SHIFT`) in where they lie in the patient.
-    """
-    image, label = read_header(image_path), read_header(label_path)
-    shape, other = image.shape[:3], label.shape[:3]
-    name = pathlib.Path(image_path).name
-    if shape != other:
-        raise InputError(
-            f"{label_path}: the labels have {' x '.join(map(str, other))} voxels, but their image {name} "
-            f"has {' x '.join(map(str, shape))}: export the labels on the grid of the image."
-        )
-    shift = geometry.largest_shift(image.affine, label.affine, shape)
-    if shift > SHIFT:
-        raise InputError(
-            f"{label_path}: the affine of the labels is not that of their image {name}: corners are up to "
-            f"{shift:.3g} voxels apart (at most {SHIFT:g} is accepted): export the labels on the grid "
-            "of the image."
-        )
-
-
-def write_labels(path: str | pathlib.Path, mask: np.ndarray, like: Volume) -> None:
-    """Writes class ids with the axes, affine and header of another file.
-
-    Args:
-      path: ends with `.nii` or `.nii.gz`.
-      mask: uint8 or uint16 `[D, H, W]` in canonical order.
-      like: the volume that the ids belong to.
-    """
-    header = like.file.header.copy()
-    header.set_data_dtype(mask.dtype)
-    header["cal_min"], header["cal_max"] = 0, 0  # a CT's display window would show labels black
-    stored = np.ascontiguousarray(like.orientation.to_stored(mask))
-    image = like.file.__class__(stored, like.file.affine, header)
-    image.header.set_slope_inter(1, 0)
-    content = image.to_bytes()
-    if str(path).lower().endswith(".gz"):
-        content = gzip.compress(content, mtime=0)  # the same labels are the same bytes
-    files.write_bytes(path, content)
-
-
 def write_volume(
     path: str | pathlib.Path, values: np.ndarray, affine: np.ndarray, comment: str = ""
 ) -> None:
@@ -265,8 +218,3 @@ def write_volume(
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = comment.encode()[:79]
     files.write_bytes(path, gzip.compress(image.to_bytes(), mtime=0))
-
-
-def _listing(values: np.ndarray) -> str:
-    shown = ", ".join(f"{value:g}" for value in values[:8])
-    return f"the values {shown}" + ", ..." * (len(values) > 8)

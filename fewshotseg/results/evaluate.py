@@ -14,7 +14,7 @@ import numpy as np
 from fewshotseg import files, labels
 from fewshotseg.data import canvas
 from fewshotseg.errors import InputError
-from fewshotseg.results import baselines, examples, metrics, statistics
+from fewshotseg.results import baselines, centre_lines, examples, metrics, statistics
 from fewshotseg.results.predictor import (
     Predictor,
     create_predictor,
@@ -26,6 +26,7 @@ from fewshotseg.runs import log as run_log
 from fewshotseg.types import Case, CaseSource
 
 NSD_TOLERANCE = 0.01  # share of the image's diagonal
+SETTINGS = ("batch_size", "nsd_tolerance", "nsd_mm", "cldice")  # of `evaluate`, in a configuration
 TestSets = Mapping[str, tuple[CaseSource, Sequence[str]]]  # name -> (source, ids)
 
 
@@ -37,6 +38,8 @@ def evaluate(
     *,
     batch_size: int = 16,
     nsd_tolerance: float = NSD_TOLERANCE,
+    nsd_mm: float = 0.0,
+    cldice: bool = False,
     clusters: Mapping[str, int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -54,6 +57,8 @@ def evaluate(
       output_dir: made if missing.
       batch_size: of the network.
       nsd_tolerance: of the normalised surface Dice, as a share of each image's diagonal.
+      nsd_mm: in mm in its place, for images that say how large their pixels are; 0 for none.
+      cldice: measure clDice too, of thin structures; needs scikit-image.
       clusters: number of the set of look-alikes by case id; then the bootstrap draws clusters.
       progress: called with the number of cases done and of all.
 
@@ -74,6 +79,8 @@ def evaluate(
     repeated = [case_id for case_id, n in collections.Counter(case_ids).items() if n > 1]
     if repeated:
         raise InputError(f"{source.name}: {repeated[0]} is listed twice. List each case once.")
+    if cldice:
+        centre_lines.require_skimage()
     names = predictor.class_names
     started, rows, in_mm = time.perf_counter(), [], True
     counts = np.zeros((len(names), 3, metrics.CALIBRATION_BINS))
@@ -81,10 +88,12 @@ def evaluate(
         chunk = [source.load(case_id) for case_id in case_ids[start : start + batch_size]]
         labels = [f"{source.name}, case {case.id}" for case in chunk]
         pixels = [case.image for case in chunk]
-        found = probabilities_of(predictor, pixels, labels, batch_size)
+        spacings = [case.spacing for case in chunk]
+        found = probabilities_of(predictor, pixels, labels, batch_size, spacings)
         for case, probabilities in zip(chunk, found, strict=True):
             _check_reference(case, probabilities.shape[:-1], names, source.name)
-            rows += _case_rows(case, probabilities, predictor, nsd_tolerance)
+            tolerance = (nsd_mm if case.spacing else 0.0) or nsd_tolerance * _diagonal(case)
+            rows += _case_rows(case, probabilities, predictor, tolerance, cldice)
             in_mm &= bool(case.spacing)
             counts += _calibration(case, probabilities, len(names))
         if progress is not None:
@@ -94,7 +103,9 @@ def evaluate(
         "model": predictor.source,
         **_summarise(rows, names, counts, clusters),
         "unit_of_hd95": "mm" if in_mm else "pixels of the original image",
-        "nsd_tolerance": f"{nsd_tolerance:g} of the image's diagonal",
+        "nsd_tolerance": (
+            f"{nsd_mm:g} mm" if in_mm and nsd_mm else f"{nsd_tolerance:g} of the image's diagonal"
+        ),
         "convention": metrics.CONVENTION,
         "image_size": predictor.image_size,
         "channels": predictor.channels,
@@ -119,7 +130,7 @@ def evaluate_model(
       predictor: the model.
       test_sets: the cases to measure it on.
       folder: of the method, in the folder of its run, whose splits.json names the clusters.
-      **settings: `batch_size` and `nsd_tolerance` of `evaluate`.
+      **settings: `batch_size`, `nsd_tolerance`, `nsd_mm` and `cldice` of `evaluate`.
     """
     known = read_clusters(folder.parent)
     for name, (source, ids) in test_sets.items():
@@ -138,7 +149,7 @@ def evaluate_run(config: Mapping[str, Any], workdir: pathlib.Path, test_sets: Te
     """Evaluates every trained method of a run again.
 
     Args:
-      config: of the run; of its `evaluate` block, `threshold`, `batch_size` and `nsd_tolerance`.
+      config: of the run; of its `evaluate` block, `threshold`, `batch_size`, and what says which metrics.
       workdir: of the run.
       test_sets: what to measure on.
 
@@ -148,7 +159,7 @@ def evaluate_run(config: Mapping[str, Any], workdir: pathlib.Path, test_sets: Te
     methods = trained_methods(workdir)
     if not methods:
         raise InputError(f"{workdir} has no trained model yet: run --mode=train first.")
-    settings = {key: config["evaluate"][key] for key in ("batch_size", "nsd_tolerance")}
+    settings = {key: config["evaluate"][key] for key in SETTINGS}
     (source, _) = next(iter(test_sets.values()))
     for method in methods:
         weights, origin, temperature = trained_weights(workdir / method)
@@ -202,14 +213,19 @@ def _check_reference(case: Case, shape, names, source_name: str) -> None:
         )
 
 
-def _case_rows(case: Case, probabilities, predictor, nsd_tolerance) -> list[dict[str, Any]]:
+def _diagonal(case: Case) -> float:
+    """Of an image: in mm, or in pixels where nothing says how large they are."""
+    spacing = case.spacing or (1.0,) * case.mask.ndim
+    return math.hypot(*np.multiply(case.mask.shape, spacing))
+
+
+def _case_rows(case: Case, probabilities, predictor, tolerance, thin) -> list[dict[str, Any]]:
     mask = canvas.probabilities_to_mask(probabilities, predictor.threshold)
     names = predictor.class_names
     sizes = dict(zip(("depth", "height", "width")[-mask.ndim :], mask.shape, strict=True))
     known = {"case": case.id, "group": case.group, **sizes}
     spacing = case.spacing or (1.0,) * mask.ndim
-    tolerance = nsd_tolerance * math.hypot(*np.multiply(mask.shape, spacing))
-    measured = metrics.case_metrics(mask, case.mask, len(names) + 1, spacing, tolerance)
+    measured = metrics.case_metrics(mask, case.mask, len(names) + 1, spacing, tolerance, thin)
     return [{**known, "class": names[row["class_id"] - 1], **row} for row in measured]
 
 

@@ -74,7 +74,8 @@ def save(
         part = chosen[start : start + batch_size]
         cases = [source.load(case_id) for _, case_id in part]
         pixels, labels = [case.image for case in cases], [case.id for case in cases]
-        masks = segment_images(predictor, pixels, labels, batch_size)
+        spacings = [case.spacing for case in cases]
+        masks = segment_images(predictor, pixels, labels, batch_size, spacings)
         for (name, case_id), case, mask in zip(part, cases, masks, strict=True):
             file_name = f"{name}_{_safe(case_id)}.png"
             status = by_case[case_id][0]["status"]

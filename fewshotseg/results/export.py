@@ -47,11 +47,16 @@ def export_model(
       The folder.
 
     Raises:
-      InputError: the model cannot be traced, or the folder cannot be written.
+      InputError: the model cannot be traced, sees images in tiles, or the folder cannot be written.
     """
     output_dir = pathlib.Path(output_dir)
     if predictor.network is None:
         raise InputError(f"{predictor.source}: there is no network to export in this model.")
+    if predictor.tiles:
+        raise InputError(
+            f"{predictor.source}: this model sees images in tiles, and export is for models that see "
+            "whole ones: use --mode=predict."
+        )
     (output_dir / "model.json").unlink(missing_ok=True)  # it says that everything is in place
     names = ["model.stablehlo"]
     files.write_bytes(output_dir / names[0], stablehlo(predictor))

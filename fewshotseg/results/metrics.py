@@ -4,8 +4,9 @@ All functions work on the host with NumPy and SciPy, on 2-D images and on volume
 the one table of what is measured; `CONVENTION` is the one rule for empty masks, the same where a
 model is selected and where it is tested. What happens over cases is in `statistics`.
 
-Distances follow the definition that MedPy uses: the surface of a region are its pixels with at least
-one 4-neighbour (6-neighbour in 3-D) outside it or outside the image.
+The distances of HD95 follow the definition that MedPy uses: the surface of a region are its pixels with
+at least one 4-neighbour (6-neighbour in 3-D) outside it or outside the image. NSD weighs every element
+of a surface by its area, as papers quote it (`surfaces`).
 
 A. A. Taha and A. Hanbury, "Metrics for evaluating 3D medical image segmentation", BMC Medical Imaging
 15:29, 2015; L. Maier-Hein et al., "Metrics reloaded", Nature Methods 21, 2024; S. Nikolov et al.,
@@ -23,12 +24,13 @@ import numpy as np
 from scipy import ndimage
 
 from fewshotseg import labels
+from fewshotseg.results import centre_lines, surfaces
 
 EMPTY_MASKS = (
     "Both masks of a case empty: it has no score and is left out of means. "
-    "Only the reference empty, a false alarm: Dice, NSD and precision are 0, HD95 is the image's "
-    "diagonal, sensitivity is undefined. "
-    "Only the prediction empty, a miss: Dice, NSD and sensitivity are 0, HD95 is the image's "
+    "Only the reference empty, a false alarm: Dice, NSD, clDice and precision are 0, HD95 is the "
+    "image's diagonal, sensitivity is undefined. "
+    "Only the prediction empty, a miss: Dice, NSD, clDice and sensitivity are 0, HD95 is the image's "
     "diagonal, precision is undefined. "
     "The same rule holds on the validation images, also where they choose a checkpoint."
 )
@@ -56,12 +58,14 @@ class Pair:
       reference: the same.
       spacing: of the pixels along each axis.
       tolerance: of the surface Dice, in the unit of `spacing`; None if it is not wanted.
+      thin: whether clDice is wanted.
     """
 
     prediction: np.ndarray
     reference: np.ndarray
     spacing: np.ndarray
     tolerance: float | None = None
+    thin: bool = False
 
     @functools.cached_property
     def predicted(self) -> int:
@@ -107,10 +111,11 @@ def _hd95(pair: Pair) -> float:
 
 
 def _nsd(pair: Pair) -> float:
-    """Share of the surface pixels of both masks within the tolerance of the other's surface."""
-    if pair.tolerance is None:
-        return math.nan
-    return 0.0 if pair.distances is None else float(np.mean(pair.distances <= pair.tolerance))
+    """Share of the area of both surfaces that is within the tolerance of the other one."""
+    if not pair.predicted or not pair.wanted:
+        return 0.0
+    distances, areas = surfaces.elements(pair.prediction, pair.reference, pair.spacing)
+    return float(areas[distances <= pair.tolerance].sum() / areas.sum())
 
 
 def _sensitivity(pair: Pair) -> float:
@@ -125,6 +130,10 @@ def _false_positive_area(pair: Pair) -> float:
     return math.nan if pair.wanted else float(pair.predicted)
 
 
+def _cldice(pair: Pair) -> float:
+    return centre_lines.cldice(pair.prediction, pair.reference)
+
+
 @dataclasses.dataclass(frozen=True)
 class Metric:
     """A row of `METRICS`.
@@ -135,6 +144,7 @@ class Metric:
       unit: '' for shares.
       higher_is_better: direction.
       digits: after the point, in tables.
+      wanted: whether it is measured of a `Pair` at all.
     """
 
     compute: Callable[[Pair], float]
@@ -142,6 +152,7 @@ class Metric:
     unit: str = ""
     higher_is_better: bool = True
     digits: int = 3
+    wanted: Callable[[Pair], bool] = lambda pair: True
 
     @property
     def heading(self) -> str:
@@ -152,12 +163,13 @@ METRICS = {
     "dice": Metric(_dice, "Dice"),
     "jaccard": Metric(_jaccard, "Jaccard"),
     "hd95": Metric(_hd95, "HD95", "px", higher_is_better=False, digits=1),
-    "nsd": Metric(_nsd, "NSD"),
+    "nsd": Metric(_nsd, "NSD", wanted=lambda pair: pair.tolerance is not None),
     "sensitivity": Metric(_sensitivity, "sensitivity"),
     "precision": Metric(_precision, "precision"),
     "false_positive_area": Metric(
         _false_positive_area, "false-alarm area", "px", higher_is_better=False, digits=0
     ),
+    "cldice": Metric(_cldice, "clDice", wanted=lambda pair: pair.thin),
 }
 
 
@@ -167,6 +179,7 @@ def case_metrics(
     num_classes: int,
     spacing: float | Sequence[float] | None = None,
     tolerance: float | None = None,
+    thin: bool = False,
 ) -> list[dict[str, Any]]:
     """Measures one case. `CONVENTION` says what empty masks give.
 
@@ -178,6 +191,7 @@ def case_metrics(
         unit (mm), otherwise in pixels.
       tolerance: of `nsd`, the normalised surface Dice, in the unit of `spacing`; without it `nsd`
         is left out.
+      thin: whether `cldice` is measured, of structures with a centre line; needs scikit-image.
 
     Returns:
       One row for each class from 1: `class_id`, `status` ('ok', 'both_empty', 'reference_empty' or
@@ -200,7 +214,7 @@ def case_metrics(
             )
     steps = np.broadcast_to(np.asarray(1.0 if spacing is None else spacing, float), prediction.ndim)
     return [
-        {"class_id": k, **_measure(Pair(prediction == k, reference == k, steps, tolerance))}
+        {"class_id": k, **_measure(Pair(prediction == k, reference == k, steps, tolerance, thin))}
         for k in range(1, num_classes)
     ]
 
@@ -210,7 +224,7 @@ def _measure(pair: Pair) -> dict[str, Any]:
     measured = {
         name: math.nan if undefined else metric.compute(pair)
         for name, metric in METRICS.items()
-        if name != "nsd" or pair.tolerance is not None
+        if metric.wanted(pair)
     }
     sizes = {
         "reference_size": pair.wanted,

@@ -1,4 +1,4 @@
-"""NIfTI files to label maps that lie exactly on them."""
+"""NIfTI files and DICOM series to label maps that lie exactly on them."""
 
 import io
 import pathlib
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fewshotseg import figures, files
-from fewshotseg.data import canvas, image_files, volume_files
+from fewshotseg.data import canvas, dicom_files, image_files, label_files, volume_files
 from fewshotseg.errors import InputError
 from fewshotseg.results.predict_files import manifest, open_output, values_text
 from fewshotseg.results.predictor import Predictor, probabilities_of
@@ -40,11 +40,14 @@ def predict_volumes(
     probabilities: bool = False,
     log: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
-    """Segments a NIfTI file, or all of them in a folder and its subfolders, one at a time.
+    """Segments a NIfTI file or a DICOM series, or all of them in a folder, one at a time.
+
+    A folder that holds DICOM files itself is one series.
 
     Writes, under `output_dir`:
       masks/NAME: the values of the training's label maps, uint8 (uint16 if they need it), with the axes,
-        affine and header of the input, called like it.
+        affine and header of the input, called like it; of the series in the folder NAME, masks/NAME.dcm, a
+        DICOM segmentation.
       overlays/NAME.png, if wanted: outlines on three planes, for looking at and not for measuring.
       probabilities/NAME.npy, if wanted: float32 `[X, Y, Z, K]` in the input's order of axes.
       volumes.csv: a row per file and class, with voxels and millilitres; a file that cannot be read
@@ -55,7 +58,7 @@ def predict_volumes(
 
     Args:
       predictor: a model of volumes.
-      input_path: a file or a folder.
+      input_path: a NIfTI file, a folder with a series, or a folder of both.
       output_dir: made if missing.
       overlays: whether to draw them.
       probabilities: whether to write them.
@@ -69,7 +72,8 @@ def predict_volumes(
         from elsewhere, a full disk, or a prediction that is not finite.
     """
     input_path, output_dir = pathlib.Path(input_path), pathlib.Path(output_dir)
-    paths, root = _list_files(input_path)
+    paths = _list_files(input_path)
+    root = input_path if input_path.is_dir() else input_path.parent
     earlier = open_output(
         output_dir, root, is_folder=input_path.is_dir(), table_name=_TABLE, columns=_COLUMNS
     )
@@ -77,8 +81,7 @@ def predict_volumes(
     spent = dict.fromkeys(("reading", "segmenting", "writing"), 0.0)
     started = time.perf_counter()
     try:
-        for path in paths:
-            key = path.relative_to(root).as_posix()
+        for key, path in paths.items():
             try:
                 rows += _predict_one(
                     predictor, path, key, output_dir, overlays, probabilities, spent
@@ -105,19 +108,26 @@ class _Unreadable(InputError):
     """A file that gets a row with an error, in place of ending everything."""
 
 
-def _list_files(input_path: pathlib.Path) -> tuple[list[pathlib.Path], pathlib.Path]:
+def _list_files(input_path: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Files and folders of series, by what they are called in the table."""
     if input_path.is_file():
-        return [input_path], input_path.parent
+        return {input_path.name: input_path}
     if not input_path.is_dir():
         raise InputError(f"{input_path}: there is no such file or folder. Check --input.")
-    found = sorted(path for path in input_path.rglob("*") if volume_files.is_volume(path))
+    if dicom_files.is_series(input_path):
+        return {input_path.absolute().name: input_path}
+    found = sorted(
+        path
+        for path in input_path.rglob("*")
+        if volume_files.is_volume(path) or dicom_files.is_series(path)
+    )
     if not found:
         pictures = [p for p in input_path.rglob("*") if p.suffix in image_files.EXTENSIONS]
         why = "; the model segments volumes, not pictures" if pictures else ""
         raise InputError(
-            f"{input_path}: there are no .nii or .nii.gz files in this folder{why}. Check --input."
+            f"{input_path}: there are no .nii, .nii.gz or .dcm files in this folder{why}. Check --input."
         )
-    return found, input_path
+    return {path.relative_to(input_path).as_posix(): path for path in found}
 
 
 def _predict_one(predictor, path, key, folder, overlays, wants_probabilities, spent):
@@ -129,10 +139,15 @@ def _predict_one(predictor, path, key, folder, overlays, wants_probabilities, sp
         raise _Unreadable(str(error)) from error
     image = predictor.grey_values(volume.values)[..., None]
     read = time.perf_counter()
-    (found,) = probabilities_of(predictor, [image], [key], 1)
+    (found,) = probabilities_of(predictor, [image], [key], 1, [volume.spacing])
     mask = canvas.probabilities_to_mask(found, predictor.threshold)
     segmented = time.perf_counter()
-    volume_files.write_labels(folder / "masks" / key, predictor.written(mask), volume)
+    if path.is_dir():
+        name, about = f"{key}.dcm", (predictor.class_names, predictor.source)
+        label_files.write_segmentation(folder / "masks" / name, mask, volume, *about)
+    else:
+        name = key
+        label_files.write_labels(folder / "masks" / name, predictor.written(mask), volume)
     if overlays:
         figures.save_overlay(
             image, mask, folder / "overlays" / f"{key}.png", spacing=volume.spacing
@@ -144,10 +159,10 @@ def _predict_one(predictor, path, key, folder, overlays, wants_probabilities, sp
     ends = (started, read, segmented, time.perf_counter())
     for stage, a, b in zip(spent, ends[:-1], ends[1:], strict=True):
         spent[stage] += b - a
-    return _rows(key, mask, volume, predictor.class_names, ends[-1] - ends[0])
+    return _rows(key, name, mask, volume, predictor.class_names, ends[-1] - ends[0])
 
 
-def _rows(key, mask, volume, class_names: Sequence[str], seconds) -> list[dict[str, Any]]:
+def _rows(key, file, mask, volume, class_names: Sequence[str], seconds) -> list[dict[str, Any]]:
     millilitres = abs(np.linalg.det(volume.affine[:3, :3])) / 1000.0  # of a voxel
     spacing = " x ".join(f"{step:g}" for step in volume.spacing)
     rows = []
@@ -155,7 +170,7 @@ def _rows(key, mask, volume, class_names: Sequence[str], seconds) -> list[dict[s
         voxels = int(np.count_nonzero(mask == class_id))
         values = (
             *(key, name, voxels, round(voxels * millilitres, 6), round(voxels / mask.size, 6)),
-            *(*mask.shape, spacing, round(seconds, 4), f"masks/{key}", ""),
+            *(*mask.shape, spacing, round(seconds, 4), f"masks/{file}", ""),
         )
         rows.append(dict(zip(_COLUMNS, values, strict=True)))
     return rows

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,16 +10,18 @@ import jax
 import numpy as np
 
 from fewshotseg.data import canvas, volume_files
+from fewshotseg.data import tiles as tiling
 from fewshotseg.errors import InputError
 from fewshotseg.labels import PLAIN, Labels
 from fewshotseg.methods import METHODS, segmenter_name
 from fewshotseg.models import factory
-from fewshotseg.results import calibration
+from fewshotseg.results import calibration, sliding
 from fewshotseg.results.choice import predicting_method
 from fewshotseg.runs import checkpoint
 from fewshotseg.runs import folder as run_folder
 
 PredictProbabilities = Callable[[np.ndarray], np.ndarray]
+_AGREE = ("class_names", "labels", "image_size", "channels", "threshold", "grey_values", "tiles")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Predictor:
       network: `predict_probabilities` as a function that JAX can trace, with the weights inside of
         it; None where there is no such function.
       grey_values: of a model of volumes, from the values in a file to those from 0 to 255.
+      tiles: how the network sees an image in tiles; None where it sees whole ones, squashed.
       labels: the values of the classes in the masks that are written; those of the training masks.
     """
 
@@ -55,6 +57,7 @@ class Predictor:
     notice: str = ""
     network: Callable[[jax.Array], jax.Array] | None = None
     grey_values: volume_files.GreyValues | None = None
+    tiles: tiling.Tiles | None = None
     labels: Labels = PLAIN
 
     @property
@@ -120,8 +123,7 @@ def load_ensemble(folders: Sequence[str | pathlib.Path], method: str = "") -> Pr
     members = [load_predictor(folder, method) for folder in folders]
     first = members[0]
     for member, folder in zip(members, folders, strict=True):
-        fields = ("class_names", "labels", "image_size", "channels", "threshold", "grey_values")
-        for field in fields:
+        for field in _AGREE:
             ours, theirs = getattr(first, field), getattr(member, field)
             if ours != theirs:
                 raise InputError(
@@ -140,36 +142,6 @@ def load_ensemble(folders: Sequence[str | pathlib.Path], method: str = "") -> Pr
         notice=" ".join(sorted({member.notice for member in members} - {""})),
         network=lambda images: sum(m.network(images) for m in members) / len(members),
     )
-
-
-def with_flips(predictor: Predictor) -> Predictor:
-    """The mean over an image and its mirror images: four in all, of a volume eight.
-
-    Only where left and right, top and bottom mean nothing for the classes.
-    """
-
-    def mean(segment):
-        def of_all(images):
-            spatial = range(1, images.ndim - 1)
-            axes = [a for n in range(images.ndim - 1) for a in itertools.combinations(spatial, n)]
-            return sum(_flip(segment(_flip(images, a)), a) for a in axes) / len(axes)
-
-        return of_all
-
-    network = mean(predictor.network) if predictor.network else None
-    return dataclasses.replace(
-        predictor,
-        predict_probabilities=mean(predictor.predict_probabilities),
-        network=network,
-        source=f"{predictor.source}, over {_FLIPS[predictor.spatial_axes]} flips",
-    )
-
-
-_FLIPS = {2: "four", 3: "eight"}
-
-
-def _flip(images, axes):
-    return images[tuple(slice(None, None, -1 if i in axes else None) for i in range(images.ndim))]
 
 
 def trained_weights(folder: pathlib.Path) -> tuple[Any, str, float]:
@@ -230,12 +202,13 @@ def create_predictor(
         notice=network.notice,
         network=lambda images: _probabilities(apply(weights, images, None), temperature),
         grey_values=_grey_values(config["data"]),
+        tiles=tiling.create(config["data"]),
         labels=labels,
     )
 
 
 def _grey_values(data: Mapping[str, Any]) -> volume_files.GreyValues | None:
-    if data.get("source") != "volumes":
+    if len(canvas.as_size(data["image_size"])) != 3:
         return None
     fields = data["volumes"]
     return volume_files.GreyValues(tuple(fields["window"]), tuple(fields["percentiles"]))
@@ -274,7 +247,11 @@ def _probabilities(logits: jax.Array, temperature: float) -> jax.Array:
 
 
 def segment_images(
-    predictor: Predictor, images: Sequence[np.ndarray], names: Sequence[str], batch_size: int
+    predictor: Predictor,
+    images: Sequence[np.ndarray],
+    names: Sequence[str],
+    batch_size: int,
+    spacings: Sequence[Sequence[float]] = (),
 ) -> list[np.ndarray]:
     """Predicts masks at the original size of each image: uint8 `[*spatial]` class ids, one per image.
 
@@ -282,46 +259,76 @@ def segment_images(
     """
     return [
         canvas.probabilities_to_mask(probabilities, predictor.threshold)
-        for probabilities in probabilities_of(predictor, images, names, batch_size)
+        for probabilities in probabilities_of(predictor, images, names, batch_size, spacings)
     ]
 
 
 def probabilities_of(
-    predictor: Predictor, images: Sequence[np.ndarray], names: Sequence[str], batch_size: int
+    predictor: Predictor,
+    images: Sequence[np.ndarray],
+    names: Sequence[str],
+    batch_size: int,
+    spacings: Sequence[Sequence[float]] = (),
 ) -> Iterator[np.ndarray]:
     """Predicts probabilities at the original size of each image, one image after the other.
 
-    The network always sees `batch_size` images, so that it is compiled for one shape only; the
-    last batch is filled up with copies whose results are dropped.
+    The network always sees `batch_size` images, or tiles of one image, so that it is compiled for one
+    shape only; the last batch is filled up with copies whose results are dropped.
 
     Args:
       predictor: a trained model.
       images: `[*spatial, C]` from 0 to 255, C is 1 or 3, sizes may differ.
       names: of the images, for messages.
       batch_size: of the network.
+      spacings: of the images' pixels in mm; may be left out where the model has no common spacing.
 
     Yields:
       float32 `[*spatial, K]` in [0, 1].
 
     Raises:
-      InputError: a probability is not finite; the message names the image.
+      InputError: a probability is not finite, or a spacing is needed and unknown; the message names the
+        image.
       ValueError: the network returned another shape than `Predictor` describes.
     """
     size, channels = predictor.image_size, predictor.channels
+    if predictor.tiles:
+        predict = functools.partial(_checked, predictor)
+        for i, image in enumerate(images):
+            found = sliding.probabilities_in_tiles(
+                predict,
+                image,
+                spacings[i] if spacings else (),
+                predictor.tiles,
+                channels,
+                batch_size,
+                names[i],
+            )
+            _require_finite(found, names[i])
+            yield found
+        return
     for start in range(0, len(images), batch_size):
         chunk = images[start : start + batch_size]
         batch = np.stack([canvas.to_network_image(i, size, channels) for i in chunk])
         missing = batch_size - len(chunk)
         batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-        probabilities = np.asarray(predictor.predict_probabilities(batch), np.float32)
-        _check_shape(probabilities.shape, batch.shape, len(predictor.class_names))
+        probabilities = _checked(predictor, batch)
         for j, image in enumerate(chunk):
-            if not np.isfinite(probabilities[j]).all():
-                raise InputError(
-                    f"{names[start + j]}: the model predicts NaN or infinite values for this image."
-                    " Its training has probably diverged: train again with a lower learning rate."
-                )
+            _require_finite(probabilities[j], names[start + j])
             yield canvas.restore_probabilities(probabilities[j], image.shape[:-1])
+
+
+def _checked(predictor: Predictor, batch: np.ndarray) -> np.ndarray:
+    probabilities = np.asarray(predictor.predict_probabilities(batch), np.float32)
+    _check_shape(probabilities.shape, batch.shape, len(predictor.class_names))
+    return probabilities
+
+
+def _require_finite(probabilities: np.ndarray, name: str) -> None:
+    if not np.isfinite(probabilities).all():
+        raise InputError(
+            f"{name}: the model predicts NaN or infinite values for this image."
+            " Its training has probably diverged: train again with a lower learning rate."
+        )
 
 
 def _check_shape(found, wanted, num_foreground: int) -> None:

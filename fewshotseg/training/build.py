@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from fewshotseg.data import cases
 from fewshotseg.methods import Method
 from fewshotseg.models import factory
-from fewshotseg.results import predictor
+from fewshotseg.results import evaluate, predictor
 from fewshotseg.training import (
     build_data,
     build_pairs,
@@ -47,10 +47,14 @@ class Evaluation:
     Attributes:
       batch_size: images at once.
       nsd_tolerance: of the normalised surface Dice, share of the image's diagonal.
+      nsd_mm: in mm, in its place where the spacing is known; 0 for none.
+      cldice: whether clDice is measured.
     """
 
     batch_size: int
     nsd_tolerance: float
+    nsd_mm: float = 0.0
+    cldice: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +179,7 @@ def build(config) -> Experiment:
             checkpoint_every=config.checkpoint_every,
             select=config.train.select,
         ),
-        evaluation=Evaluation(config.evaluate.batch_size, config.evaluate.nsd_tolerance),
+        evaluation=Evaluation(**{key: config.evaluate[key] for key in evaluate.SETTINGS}),
         threshold=config.evaluate.threshold,
         create_predictor=functools.partial(
             predictor.create_predictor, config.to_dict(), class_names=data.source.class_names

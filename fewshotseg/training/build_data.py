@@ -4,6 +4,7 @@ from typing import Any
 
 from fewshotseg import errors
 from fewshotseg.data import cases
+from fewshotseg.data import tiles as tiling
 from fewshotseg.data.split_files import Split
 from fewshotseg.data.survey import Survey
 from fewshotseg.types import CaseSource
@@ -11,7 +12,15 @@ from fewshotseg.types import CaseSource
 
 def create_source(fields, strict: bool = True) -> CaseSource:
     """The source that a `source_config()` of configs/default.py names."""
-    return cases.create_source(fields.source, dict(fields.get(fields.source, {})), strict)
+    block = dict(fields.get(fields.source, {}))
+    if fields.source == "tfds" and cases.spatial_axes("tfds", block) == 3:
+        block |= {name: tuple(fields.volumes[name]) for name in ("window", "percentiles")}
+    return cases.create_source(fields.source, block, strict)
+
+
+def create_tiles(config) -> tiling.Tiles | None:
+    """How networks see cases in tiles; None where cases are squashed to a canvas."""
+    return tiling.create(config.data)
 
 
 def create_test_sources(config) -> dict[str, CaseSource]:
@@ -46,10 +55,11 @@ def create_data(config) -> cases.Data:
         image_size=config.data.image_size,
         channels=config.data.channels,
         test_sources=create_test_sources(config),
+        tiles=create_tiles(config),
         **_draw(config),
     )
 
 
 def _draw(config) -> dict[str, Any]:
-    names = ("num_train", "num_validation", "num_test", "split_file")
+    names = ("num_train", "num_validation", "num_test", "split_file", "fold")
     return {"seed": config.seed, **{name: config.data[name] for name in names}}

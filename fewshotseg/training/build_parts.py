@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from fewshotseg.data import augment, batches, canvas
+from fewshotseg.data import augment, batches, canvas, tiles
 from fewshotseg.genseg import levels, outer_variables, pair_sources, segmenter
 from fewshotseg.methods import Method
 from fewshotseg.models import factory
@@ -138,7 +138,10 @@ def create_draws(
     """`draw(data, keys [K])` and `draw_outer(data, key)`, compiled for all devices by default."""
     draw_one = create_draw(config, num_classes, method, batch_size, axis_name)
     draw_outer = functools.partial(
-        batches.draw_outer_batch, batch_size=config.outer.batch_size, axis_name=axis_name
+        batches.draw_outer_batch,
+        batch_size=config.outer.batch_size,
+        axis_name=axis_name,
+        tiles=tiles.create(config.data),
     )
 
     def draw(data, keys):
@@ -166,6 +169,7 @@ def create_draw(
         donor_geometry=donors if pair_sources.looks_at(method.sources, "donors") else None,
         num_classes=num_classes,
         axis_name=axis_name,
+        tiles=tiles.create(config.data),
     )
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from fewshotseg import errors, labels
 from fewshotseg.data import canvas
-from fewshotseg.data.cases import SPATIAL_AXES
+from fewshotseg.data.cases import spatial_axes
 from fewshotseg.genseg import pair_sources
 from fewshotseg.methods import GENERATED
+from fewshotseg.results import centre_lines
 from fewshotseg.training import devices
 from fewshotseg.training.build_pairs import FAMILIES, moving_variables, resolve_method
 from fewshotseg.training.config_tables import BOUNDS, CHOICES, DIVIDED, MAY_BE_EMPTY
@@ -60,6 +61,8 @@ def check_fields(config) -> None:
             found = labels.as_labels(block.class_ids, block.ignore_id)
             found.check(len(value), field.removesuffix(".class_names"))
     _check_axes(config)
+    if config.evaluate.cldice:
+        centre_lines.require_skimage()
 
 
 def leaves(config, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -105,13 +108,14 @@ def _check_names(field, names):
 def _check_axes(config):
     """The canvas, the flips and the further test sets have the axes of the source."""
     size, source = config.data.image_size, config.data.source
-    axes = SPATIAL_AXES.get(source, 2)
+    axes = spatial_axes(source, config.data.get(source, {}))
     numbers = len(size) if isinstance(size, tuple | list) else 2
     if numbers != axes:
         sizes = "(depth, height, width)" if axes == 3 else "a number, or (height, width)"
         raise _fault("data.image_size", size, f"with data.source={source!r}, give {sizes}")
+    _check_spacing(tuple(config.data.tiles.spacing), config.data.fit, axes)
     for name, fields in config.test_sets.items():
-        if SPATIAL_AXES.get(fields.source, 2) != axes:
+        if spatial_axes(fields.source, fields.get(fields.source, {})) != axes:
             raise _fault(
                 f"test_sets.{name}.source",
                 fields.source,
@@ -128,6 +132,15 @@ def _check_axes(config):
             raise _fault(
                 f"augment.{field}", tuple(flipped), f"there are {axes} axes, -1 is the last"
             )
+
+
+def _check_spacing(spacing, fit, axes):
+    if len(spacing) != 3 or (any(spacing) and not all(spacing)):
+        raise _fault(
+            "data.tiles.spacing", spacing, "give (depth, height, width) in mm, or three zeros"
+        )
+    if any(spacing) and (axes, fit) != (3, "tiles"):
+        raise _fault("data.tiles.spacing", spacing, "it is for volumes, with data.fit='tiles'")
 
 
 def _check_combinations(config):
@@ -225,6 +238,12 @@ def _fault(field, value, remedy):
 
 
 def _check_search(config, name, method):
+    if config.data.fit == "tiles":
+        raise _fault(
+            "data.fit",
+            config.data.fit,
+            f"{name} judges whole cases that are held out, use 'squash', or another method",
+        )
     if method.draws:
         raise _fault(
             "pairs.sources",

@@ -1,5 +1,6 @@
 """What a training leaves behind: log, bar, samples, and checkpoints with the model inside."""
 
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Mapping
@@ -10,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fewshotseg import figures, pictures
-from fewshotseg.data import canvas
+from fewshotseg.data import canvas, tiles
 from fewshotseg.errors import InputError
 from fewshotseg.genseg import losses, outer_variables
-from fewshotseg.results import metrics
+from fewshotseg.results import metrics, sliding
 from fewshotseg.runs import checkpoint
 from fewshotseg.runs import log as log_lib
 from fewshotseg.training import devices, loop, stages
@@ -187,7 +188,10 @@ class Recorder:
     def _drawn_images(self, state):
         """Mask, drawn image and real image of the first training cases."""
         data = self._experiment.data
-        masks, real = (data.train[name][: stages.NUM_SAMPLES] for name in ("mask", "image"))
+        train = data.train
+        if data.tiles:
+            train = tiles.typical(train, data.tiles, stages.NUM_SAMPLES)
+        masks, real = (train[name][: stages.NUM_SAMPLES] for name in ("mask", "image"))
         one_hot = losses.one_hot_foreground(jnp.asarray(masks), data.num_classes)
         columns = {"synthetic image": self._stage.draw(state, one_hot)}
         if state.theta:
@@ -217,14 +221,29 @@ class Recorder:
 
 
 def validation_dice(experiment: Experiment, segment: Callable, params: Any) -> float:
-    """Mean Dice of some weights over the validation cases, at the size of the network."""
-    images, masks = (experiment.data.validation[name] for name in ("image", "mask"))
-    threshold, classes = experiment.threshold, experiment.data.num_classes
+    """Mean Dice of some weights over the validation cases, at the scale of the network."""
+    data, threshold, classes = experiment.data, experiment.threshold, experiment.data.num_classes
+    images, masks = (data.validation[name] for name in ("image", "mask"))
+    if data.tiles:
+        found = _in_tiles(experiment, functools.partial(segment, params))
+    else:
+        found = zip(segment(params, images), masks, strict=True)
     rows = [
         metrics.case_metrics(canvas.probabilities_to_mask(p, threshold), m, classes)
-        for p, m in zip(segment(params, images), masks, strict=True)
+        for p, m in found
     ]
     return metrics.mean_dice(rows)
+
+
+def _in_tiles(experiment, predict):
+    """Probabilities and masks of the validation cases, one after the other, each of its own size."""
+    data, batch_size = experiment.data, experiment.evaluation.batch_size
+    for image, mask, extent in zip(*map(data.validation.get, _SCALED), strict=True):
+        whole = tuple(slice(0, n) for n in extent)
+        yield sliding.segment_scaled(predict, image[whole], data.tiles, batch_size), mask[whole]
+
+
+_SCALED = ("image", "mask", "extent")
 
 
 def _average(state: TrainState):

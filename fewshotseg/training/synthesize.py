@@ -43,11 +43,15 @@ def synthesize(config, workdir: pathlib.Path, output: pathlib.Path, num: int) ->
       What synthetic.json holds.
 
     Raises:
-      InputError: `num` below 1, files in `output`, no trained method with synthetic pairs, other training
-        cases than those of the run, or too few pairs that the judge agrees with.
+      InputError: `num` below 1, a run with tiles, files in `output`, no trained method with synthetic
+        pairs, other training cases than those of the run, or too few pairs that the judge agrees with.
     """
     if num < 1:
         raise errors.InputError(f"--num is {num}: ask for at least 1 pair.")
+    if config.data.fit == "tiles":
+        raise errors.InputError(
+            "data.fit is 'tiles': synthesize writes pairs of whole images, train with data.fit='squash'."
+        )
     synthetic_folder.check_empty(output)
     name = choose_method(config, predictor.trained_methods(workdir))
     judge = load_judge(workdir)

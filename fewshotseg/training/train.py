@@ -7,7 +7,7 @@ import pathlib
 import jax
 
 from fewshotseg import figures
-from fewshotseg.data import cases, check, split_files
+from fewshotseg.data import cases, check, nnunet_folds, split_files
 from fewshotseg.results import calibration, evaluate
 from fewshotseg.results.predictor import segmenter_of
 from fewshotseg.runs import folder as run_folder
@@ -146,6 +146,7 @@ def describe(data: cases.Data, workdir: pathlib.Path) -> None:
     print(check.describe(data), flush=True)
     tests = {name: ids for name, (_, ids) in data.test_sets.items()}
     split_files.write_split(workdir / "splits.json", data.split, tests)
+    nnunet_folds.write(workdir / "splits_final.json", data.split)
     run_folder.write_classes(workdir, data.source)
     train = [data.source.load(i) for i in data.split.train]
     figures.contact_sheet(train, workdir / "contact_sheet.png")

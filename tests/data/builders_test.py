@@ -144,7 +144,7 @@ def _prepare(name, tmp_path):
 
 
 def test_every_data_set_is_tested():
-    assert LAYOUTS.keys() == datasets.DATASETS.keys()
+    assert LAYOUTS.keys() | {*datasets.VOLUMES} == datasets.DATASETS.keys()
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import volumes
 
-from fewshotseg.data import volume_files
+from fewshotseg.data import label_files, volume_files
 from fewshotseg.errors import InputError
 
 with warnings.catch_warnings():
@@ -50,8 +50,8 @@ def test_a_prediction_lies_where_its_image_lies(tmp_path):
     path = volumes.save(tmp_path / "image.nii.gz", image, affine)
     drawn = volumes.save(tmp_path / "label.nii.gz", label, affine)
     volume = volume_files.read_volume(path)
-    mask = volume_files.to_class_ids(volume_files.read_volume(drawn), 2, drawn)
-    volume_files.write_labels(tmp_path / "out.nii.gz", mask, volume)
+    mask = label_files.to_class_ids(volume_files.read_volume(drawn).values, 2, drawn)
+    label_files.write_labels(tmp_path / "out.nii.gz", mask, volume)
     first, written = (
         SimpleITK.ReadImage(str(tmp_path / n)) for n in ("image.nii.gz", "out.nii.gz")
     )
@@ -77,7 +77,7 @@ def test_all_48_orders_and_directions_are_written_as_they_were_read(tmp_path):
         affine[:3, 3] = (-12.3, 7.1, 100.7)
         path = volumes.save(tmp_path / "a.nii", array, affine)
         volume = volume_files.read_volume(path)
-        volume_files.write_labels(tmp_path / "b.nii", volume.values, volume)
+        label_files.write_labels(tmp_path / "b.nii", volume.values, volume)
         written, read = nibabel.load(tmp_path / "b.nii"), nibabel.load(path)
         np.testing.assert_array_equal(np.asarray(written.dataobj), array)
         np.testing.assert_array_equal(written.affine, read.affine)
@@ -91,7 +91,7 @@ def test_a_display_window_and_a_scale_are_not_handed_on(tmp_path):
     nibabel.save(file, tmp_path / "a.nii")
     volume = volume_files.read_volume(tmp_path / "a.nii")
     np.testing.assert_array_equal(volume.values, np.full((4, 4, 4), 7 * 0.5 - 3, np.float32))
-    volume_files.write_labels(tmp_path / "b.nii", np.full((4, 4, 4), 3, np.uint8), volume)
+    label_files.write_labels(tmp_path / "b.nii", np.full((4, 4, 4), 3, np.uint8), volume)
     written = nibabel.load(tmp_path / "b.nii")
     assert np.all(np.asarray(written.dataobj) == 3) and written.header["cal_max"] == 0
 
@@ -126,15 +126,23 @@ def test_labels_that_are_refused(tmp_path):
         return volumes.save(tmp_path / "label.nii", array, affine)
 
     with pytest.raises(InputError, match="12 x 14 x 9 voxels.*12 x 14 x 10"):
-        volume_files.check_same_grid(path, labels(label[..., :9]))
+        label_files.check_same_grid(path, labels(label[..., :9]))
+    with pytest.raises(InputError, match="label.nii: the file has 2 axes .12 x 14.*all its slices"):
+        label_files.check_same_grid(path, labels(label[..., 4]))
+    with pytest.raises(InputError, match="label.nii: the file has 4 axes .*file of its own"):
+        label_files.check_same_grid(path, labels(np.stack([label, label], -1)))
+    with pytest.raises(
+        InputError, match="voxels of the labels are 1 x 1.5 x 2.5 mm.*1 x 1.5 x 2 mm"
+    ):
+        label_files.check_same_grid(path, labels(label, np.diag([1.0, 1.5, 2.5, 1.0])))
     near, far = np.diag([1.0, 1.5, 2.0, 1.0]), np.diag([1.0, 1.5, 2.0, 1.0])
     near[0, 3], far[0, 3] = 0.05, 0.2
-    volume_files.check_same_grid(path, labels(label, near))
+    label_files.check_same_grid(path, labels(label, near))
     with pytest.raises(InputError, match=r"0\.2 voxels apart \(at most 0\.1"):
-        volume_files.check_same_grid(path, labels(label, far))
+        label_files.check_same_grid(path, labels(label, far))
     with pytest.raises(InputError, match="no whole numbers"):
-        volume_files.to_class_ids(volume_files.read_volume(labels(label * 0.5)), 2, "x")
-    whole = volume_files.read_volume(labels(label.astype(np.float32)))
-    assert volume_files.to_class_ids(whole, 2, "x").dtype == np.uint8
+        label_files.to_class_ids(volume_files.read_volume(labels(label * 0.5)).values, 2, "x")
+    whole = volume_files.read_volume(labels(label.astype(np.float32))).values
+    assert label_files.to_class_ids(whole, 2, "x").dtype == np.uint8
     with pytest.raises(InputError, match=r"values 0, 1, 2, but .*0\.\.1"):
-        volume_files.to_class_ids(whole, 1, "x")
+        label_files.to_class_ids(whole, 1, "x")

@@ -238,9 +238,11 @@ def test_surface_dice_pooled_dice_and_calibration_by_hand(tmp_path):
     summary = _run(wide, source, tmp_path, nsd_tolerance=0.01)
     lesion = summary["classes"]["lesion"]
     assert lesion["pooled_dice"] == pytest.approx(2 * 128 / (128 + 144))
-    # Borders of 8 and 9 columns of 16 rows: 44 and 46 pixels. Within 0.01 * 16 * sqrt(2) = 0.2
-    # pixels: all but the 14 inner ones of column 7, and all but the 16 of column 8.
-    assert lesion["nsd"]["mean"] == pytest.approx((44 - 14 + 46 - 16) / (44 + 46))
+    # Outlines of 8 and 9 columns of 16 rows, with their cut corners: 44 + 2 sqrt(2), 46 + 2 sqrt(2).
+    # Within 0.01 * 16 * sqrt(2) = 0.2 pixels: all but the right side, 15 and 15 + sqrt(2).
+    corners = 2 * math.sqrt(2)
+    within = 44 + corners - 15 + 46 + corners - 15 - math.sqrt(2)
+    assert lesion["nsd"]["mean"] == pytest.approx(within / (90 + 2 * corners))
     assert _run(wide, source, tmp_path, nsd_tolerance=0.05)["mean"]["nsd"]["mean"] == 1.0
     # 144 pixels at 0.75, of which 128 are foreground; 112 at 0, all background.
     assert lesion["ece"] == pytest.approx(144 / 256 * (128 / 144 - 0.75))

@@ -54,16 +54,21 @@ def test_hd95_and_surface_dice_of_two_pixels():
     a[2, 2], b[5, 6] = 1, 1
     assert _binary(a, b)["hd95"] == 5.0
     assert _binary(a, b, spacing=(2.0, 0.5))["hd95"] == pytest.approx(math.hypot(6, 2))
-    assert _binary(a, b, tolerance=4.9)["nsd"] == 0.0
-    assert _binary(a, b, tolerance=5.0)["nsd"] == 1.0
+    # Four elements each, at the corners: 5, sqrt(18), sqrt(20) and sqrt(13) from the other pixel's.
+    for tolerance, share in ((3.6, 0.0), (4.0, 0.25), (4.9, 0.75), (5.0, 1.0)):
+        assert _binary(a, b, tolerance=tolerance)["nsd"] == pytest.approx(share)
     assert "nsd" not in _binary(a, b)
 
 
 def test_surface_dice_counts_both_surfaces():
-    # Columns 0 and 1 of 4 rows against column 0: 8 surface pixels and 4; the 4 of column 1 are off.
+    # Columns 0 and 1 of 4 rows against column 0: outlines through the corners of pixels, cut at the
+    # ends, 4 sqrt(1/2) + 2 + 6 and 4 sqrt(1/2) + 6 long. Off are the outer side of the wide one, with
+    # its ends, and the inner side of the narrow one.
     a, b = np.zeros((4, 5), int), np.zeros((4, 5), int)
     a[:, :2], b[:, 0] = 1, 1
-    assert _binary(a, b, tolerance=0.5)["nsd"] == pytest.approx(8 / 12)
+    ends = 4 * math.sqrt(0.5)
+    common = (ends + 8) - (ends / 2 + 3) + (ends + 6) - 3
+    assert _binary(a, b, tolerance=0.5)["nsd"] == pytest.approx(common / (2 * ends + 14))
 
 
 def test_each_class_is_measured_on_its_own():
@@ -76,14 +81,15 @@ def test_each_class_is_measured_on_its_own():
 
 def test_empty_masks():
     empty, some = np.zeros((3, 4), int), np.eye(3, 4, dtype=int)
-    both = _binary(empty, empty, tolerance=1)
+    both = _binary(empty, empty, tolerance=1, thin=True)
     assert both["status"] == "both_empty"
     for name in metrics.METRICS:
         assert math.isnan(both[name]), name
-    false_alarm = _binary(some, empty, tolerance=1, spacing=(2.0, 3.0))
+    false_alarm = _binary(some, empty, tolerance=1, spacing=(2.0, 3.0), thin=True)
     assert false_alarm["status"] == "reference_empty"
     assert false_alarm["false_positive_area"] == 3
     assert (false_alarm["dice"], false_alarm["precision"], false_alarm["nsd"]) == (0, 0, 0)
+    assert false_alarm["cldice"] == 0
     assert math.isnan(false_alarm["sensitivity"])
     assert false_alarm["hd95"] == pytest.approx(math.hypot(6, 12))
     missed = _binary(empty, some)
@@ -122,9 +128,9 @@ def test_selection_follows_the_same_rule_for_empty_masks():
 def test_table_of_metrics():
     """Worse predictions score worse in the direction that the table says."""
     reference = np.zeros((20, 20), int)
-    reference[5:15, 5:15] = 1
+    reference[5:14, 5:15] = 1
     good, bad = np.roll(reference, 1, 0), np.roll(reference, 6, 0)
-    good_row, bad_row = (_binary(m, reference, tolerance=1.0) for m in (good, bad))
+    good_row, bad_row = (_binary(m, reference, tolerance=1.0, thin=True) for m in (good, bad))
     for name, metric in metrics.METRICS.items():
         if name == "false_positive_area":
             continue

@@ -13,8 +13,9 @@ from fewshotseg.data.sources.volumes import VolumeSource
 from fewshotseg.data.volume_files import GreyValues
 from fewshotseg.errors import InputError
 from fewshotseg.results.evaluate import evaluate
+from fewshotseg.results.flips import with_flips
 from fewshotseg.results.predict_volumes import predict_volumes
-from fewshotseg.results.predictor import Predictor, with_flips
+from fewshotseg.results.predictor import Predictor
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of its SWIG types
@@ -118,3 +119,7 @@ def test_distances_are_in_mm(tmp_path):
     # The tolerance counts in mm too: 1 % of the diagonal is 0.4 mm, 6 % are 2.6 mm.
     loose = evaluate(make_predictor(), source, ["a"], tmp_path / "b", nsd_tolerance=0.06)
     assert loose["mean"]["nsd"]["mean"] == 1.0 > summary["mean"]["nsd"]["mean"]
+    for nsd_mm, whole in ((1.9, False), (2.0, True)):
+        in_mm = evaluate(make_predictor(), source, ["a"], tmp_path / "b", nsd_mm=nsd_mm)
+        assert in_mm["nsd_tolerance"] == f"{nsd_mm:g} mm"
+        assert (in_mm["mean"]["nsd"]["mean"] == 1.0) == whole

@@ -11,6 +11,7 @@ from fewshotseg import files
 from fewshotseg.errors import InputError
 from fewshotseg.methods import METHODS
 from fewshotseg.models import factory
+from fewshotseg.results import flips
 from fewshotseg.results import predictor as predictors
 from fewshotseg.results.choice import predicting_method
 from fewshotseg.runs import checkpoint
@@ -108,7 +109,7 @@ def test_several_runs_are_averaged(run, segmenter, tmp_path):
 def test_flips_are_averaged_where_they_belong(run):
     images = np.random.default_rng(2).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
     plain = predictors.load_predictor(run)
-    found = predictors.with_flips(plain)
+    found = flips.with_flips(plain)
     parts = [
         np.flip(plain.predict_probabilities(np.flip(images, axes)), axes)
         for axes in ((), (1,), (2,), (1, 2))

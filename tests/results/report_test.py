@@ -372,7 +372,7 @@ def test_reads_what_evaluation_writes(tmp_path):
         return (images.mean(axis=-1, keepdims=True) < 0).astype(np.float32)
 
     model = Predictor(predict, 32, 3, ("lesion",), 0.5, "test")
-    summary = evaluate(model, source, source.ids, folder)
+    summary = evaluate(model, source, source.ids, folder, cldice=True)
     fitted = {"temperature": 1.31, "ece_before": 0.0512, "ece_after": None}
     _write(run / "real_only" / "calibration.json", fitted)
     (score,) = report_scores.score_runs([report_inputs.read_run(run)])
@@ -383,6 +383,9 @@ def test_reads_what_evaluation_writes(tmp_path):
     for name in ("pooled_dice", "ece"):
         assert score.pooled[name] == pytest.approx(summary["mean"][name])
     page = _page([run], tmp_path)
+    assert ">clDice<" in page
+    other = _make_run(tmp_path / "other", {"real_only": [0.5, 0.7]})
+    assert ">clDice<" not in _page([other], tmp_path / "second")
     assert "worst 1" in page and "tolerance of 0.01 of the image" in page
     assert list((tmp_path / "page" / "report").glob("reliability_*.png"))
     assert "real_only 1.310 (expected calibration error there 0.051, now \u2013)" in page

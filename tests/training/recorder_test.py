@@ -45,6 +45,7 @@ def _experiment(select):
         train=cases["train"],
         validation=cases["val"],
         num_classes=2,
+        tiles=None,
         test_sets={"test": _mask(2)},
     )
     return types.SimpleNamespace(data=data, threshold=0.5, loop=Loop(1, 1, 1, 1, select))

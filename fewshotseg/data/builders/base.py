@@ -79,6 +79,30 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         """The cases below `source_dir`; empty if nothing of this data set is there."""
         raise NotImplementedError
 
+    def features(self) -> dict[str, tfds.features.FeatureConnector]:
+        """'image' and 'mask' of an example."""
+        return {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
+        }
+
+    def look(self, item: Item) -> None:
+        """Raises an `InputError` where the header of an image and its masks do not fit."""
+        self._read_mask(item, transforms.read_size(item.image))
+
+    def example(self, item: Item) -> dict:
+        """'notes', 'image' and 'mask' of an example."""
+        image, notes = transforms.read_image(item.image)
+        mask, mask_notes = self._read_mask(item, image.shape[:2])
+        encoded = item.image.read_bytes()
+        if notes or not _is_plain(encoded):
+            encoded = _png(image)
+        return {
+            "notes": "\n".join(notes + mask_notes),
+            "image": io.BytesIO(encoded),
+            "mask": io.BytesIO(_png(mask[..., None])),
+        }
+
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
@@ -88,8 +112,7 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
                     "id": tfds.features.Text(),
                     "group": tfds.features.Text(),
                     "notes": tfds.features.Text(),
-                    "image": tfds.features.Image(shape=(None, None, 3)),
-                    "mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
+                    **self.features(),
                 }
             ),
             supervised_keys=("image", "mask"),
@@ -155,7 +178,7 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         for item in tqdm(items, label, leave=False, disable=not self.show_progress):
             if all(mask.is_file() for mask in item.masks):
                 try:
-                    self._read_mask(item, transforms.read_size(item.image))
+                    self.look(item)
                 except InputError as error:
                     faults.append(str(error))
         if faults:
@@ -177,23 +200,8 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     def _examples(self, items: Sequence[Item]) -> Iterator[tuple[str, dict]]:
         for item in items:
-            yield item.id, self._example(item)
+            yield item.id, {"id": item.id, "group": item.group, **self.example(item)}
             self._bar.update()
-
-    def _example(self, item: Item) -> dict:
-        image, notes = transforms.read_image(item.image)
-        mask, mask_notes = self._read_mask(item, image.shape[:2])
-        encoded = item.image.read_bytes()
-        if notes or not _is_plain(encoded):
-            encoded = _png(image)
-        notes += mask_notes
-        return {
-            "id": item.id,
-            "group": item.group,
-            "notes": "\n".join(notes),
-            "image": io.BytesIO(encoded),
-            "mask": io.BytesIO(_png(mask[..., None])),
-        }
 
 
 def instructions_of(builder: type[SegmentationBuilder]) -> str:

@@ -14,12 +14,12 @@ import pathlib
 import shlex
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 
-from fewshotseg.data import split_files
+from fewshotseg.data import label_files, split_files, volume_files
 from fewshotseg.errors import InputError
 from fewshotseg.types import Case
 
@@ -36,8 +36,11 @@ DATASETS: Mapping[str, tuple[str, str]] = {
     "isic2017": ("isic2017", "Isic2017"),
     "isic2018": ("isic2018", "Isic2018"),
     "kvasir_seg": ("kvasir_seg", "KvasirSeg"),
+    "msd_hippocampus": ("volumes", "MsdHippocampus"),
+    "msd_liver": ("volumes", "MsdLiver"),
     "ph2": ("ph2", "Ph2"),
 }
+VOLUMES = ("msd_hippocampus", "msd_liver")  # all others are pictures
 _OFFICIAL = ("train", "validation", "test")
 
 
@@ -136,12 +139,21 @@ class TfdsSource:
     Args:
       name: a key of `DATASETS`.
       data_dir: as given to `prepare`.
+      window: of volumes, see `volume_files.GreyValues`.
+      percentiles: likewise.
 
     Raises:
       InputError: unknown or not yet prepared; the message is the command that prepares it.
     """
 
-    def __init__(self, name: str, data_dir: Path):
+    def __init__(
+        self,
+        name: str,
+        data_dir: Path,
+        window: Sequence[float] = (0.0, 0.0),
+        percentiles: Sequence[float] = (0.5, 99.5),
+    ):
+        self._grey = volume_files.GreyValues(tuple(window), tuple(percentiles))
         builder_cls = builder_class(name)
         data_dir = pathlib.Path(data_dir).expanduser()
         builder = _create_builder(builder_cls, data_dir)
@@ -181,7 +193,8 @@ class TfdsSource:
         try:
             example = self._records[split][index]
             stored_id = example["id"].decode()
-            image, mask = _decode(example["image"]), _decode(example["mask"])[..., 0]
+            if self.name not in VOLUMES:
+                image, mask = _decode(example["image"]), _decode(example["mask"])[..., 0]
         except Exception as error:  # array_record raises whatever its C++ side reports
             raise InputError(
                 f"{self._data_path}: case {case_id!r} cannot be read: delete this folder and prepare "
@@ -192,8 +205,21 @@ class TfdsSource:
                 f"{self._data_path}: holds {stored_id!r} in the place of {case_id!r}: delete this "
                 "folder and prepare the data set again."
             )
+        if self.name in VOLUMES:
+            return self._volume(example, case_id)
         notes = tuple(example["notes"].decode().splitlines())
         return Case(case_id, image, mask, example["group"].decode(), notes)
+
+    def _volume(self, example: Mapping[str, bytes], case_id: str) -> Case:
+        path = pathlib.Path(self._data_path, f"{case_id}.nii.gz")  # to name in messages
+        volume = volume_files.read_volume(path, example["image"])
+        return Case(
+            id=case_id,
+            image=self._grey(volume.values)[..., None],
+            mask=label_files.read_labels(path, volume, self.class_names, data=example["mask"]),
+            spacing=volume.spacing,
+            affine=volume.affine,
+        )
 
 
 def prepare_command(name: str, data_dir: Path) -> str:

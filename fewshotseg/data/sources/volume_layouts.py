@@ -1,8 +1,10 @@
 """Which files of a folder of volumes belong together, and what their labels mean.
 
-Three layouts: that of the Medical Segmentation Decathlon (dataset.json lists the pairs, labels are
+Four layouts: that of the Medical Segmentation Decathlon (dataset.json lists the pairs, labels are
 id -> name), that of nnU-Net v2 (`imagesTr/CASE_0000.nii.gz`, `labelsTr/CASE.nii.gz`, labels are
-name -> id), and two plain folders whose files have the same names.
+name -> id), two plain folders whose files have the same names, and that of CHAOS's CT (`CASE/DICOM_anon`
+with a series, `CASE/Ground` with a PNG file for every slice). Instead of a NIfTI file, an image may be
+a folder with a DICOM series, and its labels a DICOM segmentation (`CASE.dcm`) or a folder of PNG files.
 """
 
 import dataclasses
@@ -12,12 +14,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from fewshotseg.data import volume_files
+from fewshotseg.data import dicom_files, label_files, volume_files
 from fewshotseg.errors import InputError
 from fewshotseg.labels import PLAIN, Labels
 
 IMAGE_FOLDERS = ("imagesTr", "images")
 LABEL_FOLDERS = ("labelsTr", "labels", "masks")
+CHAOS_IMAGES, CHAOS_LABELS = "DICOM_anon", "Ground"
 
 
 @dataclasses.dataclass
@@ -56,6 +59,8 @@ def read_folder(folder: pathlib.Path, channel: int = 0) -> Layout:
     if "training" in about:
         images, maps, faults = _listed(about["training"], folder, path)
         return Layout(images, maps, names, faults, values)
+    if chaos := _chaos(folder):
+        return chaos
     places = []
     for kinds in (IMAGE_FOLDERS, LABEL_FOLDERS):
         there = [folder / kind for kind in kinds if (folder / kind).is_dir()]
@@ -69,7 +74,7 @@ def read_folder(folder: pathlib.Path, channel: int = 0) -> Layout:
 
 
 def pair_folders(images: pathlib.Path, labels: pathlib.Path, channel: int = 0) -> Layout:
-    """Pairs `labels/CASE.nii.gz` with `images/CASE.nii.gz` or `images/CASE_0000.nii.gz`.
+    """Pairs `labels/CASE.nii.gz` with `images/CASE.nii.gz`, `images/CASE_0000.nii.gz` or `images/CASE/`.
 
     Args:
       images: folder.
@@ -80,12 +85,19 @@ def pair_folders(images: pathlib.Path, labels: pathlib.Path, channel: int = 0) -
       InputError: no such folders, or no volumes in one of them.
     """
     by_stem = []
-    for kind, folder in (("images", images), ("labels", labels)):
+    kinds = (
+        ("images", images, volume_files.list_volumes, volume_files.stem_of),
+        ("labels", labels, label_files.list_labels, label_files.stem_of),
+    )
+    for kind, folder, listed, stem_of in kinds:
         require_folder(folder, kind)
-        paths = sorted(path for path in folder.iterdir() if volume_files.is_volume(path))
+        paths = listed(folder)
         if not paths:
-            raise InputError(f"{folder}: there are no .nii or .nii.gz files in this folder.")
-        by_stem.append({volume_files.stem_of(path): path for path in paths})
+            raise InputError(
+                f"{folder}: there are no .nii or .nii.gz files in this folder, and no folders with "
+                f"{'DICOM files' if kind == 'images' else 'PNG slices'}."
+            )
+        by_stem.append({stem_of(path): path for path in paths})
     found, faults, pairs = by_stem, {}, {}
     for stem, path in found[1].items():
         names = [name for name in (stem, f"{stem}_{channel:04d}") if name in found[0]]
@@ -97,6 +109,25 @@ def pair_folders(images: pathlib.Path, labels: pathlib.Path, channel: int = 0) -
         if stem not in found[1] and re.sub(r"_\d{4}$", "", stem) not in found[1]:
             faults[stem] = f"{path}: this image has no labels in {labels}: label it or remove it."
     return Layout(pairs, {stem: found[1][stem] for stem in pairs}, (), faults)
+
+
+def _chaos(folder: pathlib.Path) -> Layout | None:
+    """Cases `CASE/DICOM_anon` and `CASE/Ground`, below a folder or in it; None if there are none."""
+    places = [folder, *(p for p in sorted(folder.rglob(CHAOS_IMAGES)) if p.is_dir())]
+    places = [p if p == folder else p.parent for p in places]
+    cases = [p for p in dict.fromkeys(places) if dicom_files.is_series(p / CHAOS_IMAGES)]
+    if not cases:
+        return None
+    images, maps, faults = {}, {}, {}
+    for place in cases:
+        inside = place.relative_to(folder).as_posix()
+        case_id = folder.absolute().name if place == folder else inside
+        if (place / CHAOS_LABELS).is_dir():
+            images[case_id], maps[case_id] = place / CHAOS_IMAGES, place / CHAOS_LABELS
+        else:
+            why = f"this series has no labels ({CHAOS_LABELS}): label or remove it"
+            faults[case_id] = f"{place}: {why}."
+    return Layout(images, maps, ("liver",), faults)
 
 
 def classes_of(labels: Mapping[str, Any], path: pathlib.Path) -> tuple[tuple[str, ...], Labels]:

@@ -1,11 +1,10 @@
-"""Labelled volumes of a user: NIfTI files in a folder; `volume_layouts` says what fits what."""
+"""Labelled volumes of a user: NIfTI files or DICOM series in a folder; see `volume_layouts`."""
 
-import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
 
-from fewshotseg.data import volume_files
+from fewshotseg.data import label_files, volume_files
 from fewshotseg.data.sources import groups, volume_layouts
 from fewshotseg.data.split_files import read_ids, resolve_ids
 from fewshotseg.errors import InputError
@@ -16,7 +15,7 @@ _PATTERN = "data.volumes.group_pattern"
 
 
 class VolumeSource:
-    """A `CaseSource` of NIfTI files.
+    """A `CaseSource` of NIfTI files and DICOM series.
 
     Construction lists the files, pairs them and compares their headers; voxels are read by `load`.
 
@@ -95,7 +94,7 @@ class VolumeSource:
         self.ids = ids
         for case_id in self.ids:
             try:
-                volume_files.check_same_grid(self._images[case_id], self._labels[case_id])
+                label_files.check_same_grid(self._images[case_id], self._labels[case_id])
             except InputError as error:
                 self.faults[case_id] = str(error)
         if strict:
@@ -119,16 +118,12 @@ class VolumeSource:
         """
         if case_id not in self.ids:
             resolve_ids([case_id], self.ids, f"data set {self.name!r}")
-        image_path, label_path = self._images[case_id], self._labels[case_id]
-        volume_files.check_same_grid(image_path, label_path)
-        image, label = volume_files.read_volume(image_path), volume_files.read_volume(label_path)
-        # The labels' own affine may differ a little, and lie on the other side of 45 degrees.
-        stored = label.orientation.to_stored(label.values)
-        label = dataclasses.replace(label, values=image.orientation.to_canonical(stored))
+        label_path = self._labels[case_id]
+        image = volume_files.read_volume(self._images[case_id])
         return Case(
             id=case_id,
             image=self._grey(image.values)[..., None],
-            mask=volume_files.to_class_ids(label, len(self.class_names), label_path, self.labels),
+            mask=label_files.read_labels(label_path, image, self.class_names, self.labels),
             group=self._groups.get(case_id, ""),
             spacing=image.spacing,
             affine=image.affine,

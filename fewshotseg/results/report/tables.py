@@ -26,6 +26,7 @@ from fewshotseg.results.report.scores import (
 )
 
 SHOWN = ("hd95", "nsd", "sensitivity", "precision")  # beside Dice
+ASKED_FOR = ("cldice",)  # likewise, where a run has measured it
 THRESHOLD = "grey-value threshold"
 
 
@@ -48,15 +49,15 @@ def score_table(scores: Sequence[Score]) -> Table:
     """Method x test set of every run, means over the same test cases."""
     several = len({score.run.workdir for score in scores}) > 1
     named = len({score.experiment for score in scores}) > 1
-    rows = []
+    rows, shown = [], _shown(scores)
     for _, here in itertools.groupby(scores, lambda s: (s.run.workdir, s.test_set)):
         here = list(here)
         first = here[0]
         lead = _lead(first.experiment) if named else ()
         lead = (*lead, first.run.seed) if several else lead
         if first.test_set in first.run.thresholds:
-            rows.append((*lead, first.test_set, THRESHOLD, *_threshold_cells(here)))
-        rows += [(*lead, s.test_set, s.method, *_score_cells(s)) for s in here]
+            rows.append((*lead, first.test_set, THRESHOLD, *_threshold_cells(here, shown)))
+        rows += [(*lead, s.test_set, s.method, *_score_cells(s, shown)) for s in here]
     over = ", ".join(dict.fromkeys(f"{s.test_set}: {s.over}" for s in scores))
     lead = (*(("experiment", "labelled") if named else ()), *(("seed",) if several else ()))
     return Table(
@@ -101,10 +102,10 @@ def class_table(scores: Sequence[Score]) -> Table:
 def seed_table(scores: Sequence[Score]) -> Table:
     """Mean, sd and t interval over seeds; only what has two seeds or more."""
     named = len({score.experiment for score in scores}) > 1
-    rows, left_out = [], 0
+    rows, left_out, shown = [], 0, _shown(scores)
     for _, here in grouped(scores, lambda s: (s.experiment, s.test_set)):
         common = {
-            m: statistics.common_cases([s.by_case(m) for s in here])[0] for m in ("dice", *SHOWN)
+            m: statistics.common_cases([s.by_case(m) for s in here])[0] for m in ("dice", *shown)
         }
         left_out += len({i for s in here for i in s.rows}) - len(common["dice"])
         for method, of_method in grouped(here, lambda s: s.method):
@@ -123,7 +124,7 @@ def seed_table(scores: Sequence[Score]) -> Table:
                     *(first.test_set, method, str(len(of_method))),
                     f"{words.number(dice['mean'])} \u00b1 {words.number(dice['sd'])}",
                     words.interval(dice["ci95"]),
-                    *(words.of_metric(m, over[m]["mean"]) for m in SHOWN),
+                    *(words.of_metric(m, over[m]["mean"]) for m in shown),
                     *map(words.number, pooled),
                     words.number(seconds, 0),
                 )
@@ -221,11 +222,11 @@ _STATUS_WORDS = {
 }
 
 
-def _score_cells(score: Score) -> tuple[str, ...]:
+def _score_cells(score: Score, shown: Sequence[str]) -> tuple[str, ...]:
     summary, dice = score.summary, score.summary["dice"]
     return (
         f"{words.number(dice['mean'])} {words.interval(dice['ci95'])}",
-        *(words.of_metric(m, summary[m]["mean"]) for m in SHOWN),
+        *(words.of_metric(m, summary[m]["mean"]) for m in shown),
         *map(words.number, score.pooled.values()),
         f"{dice['n']} ({dice['n_nan']})",
         " / ".join(str(summary[key]) for key in statistics.STATUSES),
@@ -233,13 +234,13 @@ def _score_cells(score: Score) -> tuple[str, ...]:
     )
 
 
-def _threshold_cells(scores: Sequence[Score]) -> tuple[str, ...]:
+def _threshold_cells(scores: Sequence[Score], shown: Sequence[str]) -> tuple[str, ...]:
     """Dice of the threshold, over the same cases where they are known."""
     threshold = scores[0].run.thresholds[scores[0].test_set]
     ids, left_out = statistics.common_cases(
         [*(s.by_case() for s in scores), threshold.by_case or scores[0].by_case()]
     )
-    blank = ("",) * (len(SHOWN) + len(POOLED))
+    blank = ("",) * (len(shown) + len(POOLED))
     if not threshold.by_case:
         return (words.number(threshold.dice), *blank, "", "", "")
     values = [threshold.by_case[i] for i in ids]
@@ -249,9 +250,14 @@ def _threshold_cells(scores: Sequence[Score]) -> tuple[str, ...]:
     return (f"{words.number(mean)} {ends}", *blank, f"{len(ids)} ({left_out})", "", "")
 
 
+def _shown(scores: Sequence[Score]) -> tuple[str, ...]:
+    asked = [m for m in ASKED_FOR if any(not math.isnan(s.summary[m]["mean"]) for s in scores)]
+    return (*SHOWN, *asked)
+
+
 def _headings(scores: Sequence[Score]) -> tuple[str, ...]:
-    """Of `SHOWN`, with the unit that these scores have."""
-    found = {m: metrics.METRICS[m] for m in SHOWN}
+    """Of what is shown, with the unit that these scores have."""
+    found = {m: metrics.METRICS[m] for m in _shown(scores)}
     found["hd95"] = dataclasses.replace(found["hd95"], unit=distance_unit(scores))
     return tuple(metric.heading for metric in found.values())
 

@@ -1,0 +1,182 @@
+"""Label maps on a DICOM series: written as DICOM-SEG with highdicom, read from that or from PNG slices.
+
+A mask is given to highdicom frame by frame beside the slices it was drawn on, so each frame takes its
+place and directions from the header of its slice, and no sign is computed anew.
+"""
+
+import importlib.metadata
+import io
+import pathlib
+import re
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+from fewshotseg import files
+from fewshotseg.data import dicom_files, image_files
+from fewshotseg.errors import InputError
+
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def write(
+    path: str | pathlib.Path,
+    mask: np.ndarray,
+    series: dicom_files.Series,
+    class_names: Sequence[str],
+    source: str = "",
+) -> None:
+    """Writes class ids as a DICOM segmentation (binary, a segment per class, all frames).
+
+    Study, patient and frame of reference are those of the series. The UIDs follow from the series and
+    the mask: the same labels are the same object.
+
+    Args:
+      path: of the file.
+      mask: uint8 of the series' shape: slices in its order, rows, columns.
+      series: that the labels belong to.
+      class_names: of the ids 1, 2, ...; they become the segments' labels.
+      source: which model, for the description.
+
+    Raises:
+      InputError: highdicom is not installed, or the series lacks what a segmentation has to say.
+    """
+    highdicom = _import_highdicom(path)
+    from pydicom.sr.codedict import codes
+    from pydicom.uid import generate_uid
+
+    about = highdicom.AlgorithmIdentificationSequence(
+        name="fewshotseg",
+        family=codes.cid7162.ArtificialIntelligence,
+        version=_version(),
+        source="fewshotseg",
+    )
+    segments = [
+        highdicom.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=name[:64],
+            segmented_property_category=codes.SCT.Tissue,
+            segmented_property_type=codes.SCT.Tissue,
+            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=about,
+        )
+        for number, name in enumerate(class_names, start=1)
+    ]
+    first = series.slices[0]
+    entropy = [str(first.SeriesInstanceUID), mask.tobytes().hex(), *class_names]
+    buffer = io.BytesIO()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # small faults of the source's headers
+            highdicom.seg.Segmentation(
+                source_images=list(series.slices),
+                pixel_array=np.ascontiguousarray(mask, dtype=np.uint8),
+                segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+                segment_descriptions=segments,
+                series_instance_uid=generate_uid(entropy_srcs=["series", *entropy]),
+                series_number=int(first.get("SeriesNumber") or 0) + 1000,
+                sop_instance_uid=generate_uid(entropy_srcs=["instance", *entropy]),
+                instance_number=1,
+                manufacturer="fewshotseg",
+                manufacturer_model_name="fewshotseg",
+                software_versions=_version(),
+                device_serial_number="0",
+                content_description=source[:64] or None,
+                series_description="fewshotseg: " + ", ".join(class_names)[:50],
+                omit_empty_frames=False,
+            ).save_as(buffer)
+    except (AttributeError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{series.folder}: its headers do not suffice for a DICOM segmentation ({error}): convert the "
+            "series to NIfTI (dcm2niix) and predict that."
+        ) from error
+    files.write_bytes(path, buffer.getvalue())
+
+
+def read(path: str | pathlib.Path, class_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a DICOM segmentation: uint8 class ids, and the affine from their indices to mm in RAS+.
+
+    Segments are known by their labels, if these are the names of classes; otherwise by their numbers.
+
+    Raises:
+      InputError: no segmentation, overlapping segments, frames that are no stack, or unknown segments.
+    """
+    highdicom = _import_highdicom(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = highdicom.seg.segread(path)
+            volume = found.get_volume(combine_segments=True)
+            described = {n: found.get_segment_description(n) for n in found.segment_numbers}
+    except Exception as error:
+        raise InputError(
+            f"{path}: cannot be read as a DICOM segmentation of one volume "
+            f"({str(error).splitlines()[0][:100]}): save the labels as one segmentation, or as NIfTI."
+        ) from error
+    names = {number: str(one.segment_label) for number, one in described.items()}
+    by_name = set(names.values()) <= set(class_names)
+    ids = {n: class_names.index(name) + 1 if by_name else n for n, name in names.items()}
+    if max(ids.values(), default=0) > len(class_names):
+        raise InputError(
+            f"{path}: has the segments {', '.join(names.values())}, but the classes are "
+            f"{', '.join(class_names)}: name the segments so."
+        )
+    table = np.zeros(max(ids, default=0) + 1, np.uint8)
+    for number, class_id in ids.items():
+        table[number] = class_id
+    return table[volume.array], _LPS_TO_RAS @ volume.affine
+
+
+def slices_of(folder: pathlib.Path) -> list[pathlib.Path]:
+    """PNG files of a folder in the order of the numbers in their names."""
+    paths = [p for p in folder.iterdir() if p.suffix.lower() == ".png" and p.name[0] != "."]
+    return sorted(paths, key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)])
+
+
+def read_slices(folder: pathlib.Path, series: dicom_files.Series) -> np.ndarray:
+    """Labels as pictures: uint8 0/1 of the series' shape.
+
+    The pictures in the order of their numbers are those of the DICOM files in the order of their names,
+    as in CHAOS.
+
+    Raises:
+      InputError: as many pictures as slices are not there, or one has another size.
+    """
+    paths = slices_of(folder)
+    if len(paths) != len(series.paths):
+        raise InputError(
+            f"{folder}: has {len(paths)} label slices, but {series.folder} has {len(series.paths)} DICOM "
+            "slices: give one picture per slice."
+        )
+    masks = []
+    for path in paths:
+        mask = image_files.read_mask([path])
+        if mask.shape != series.shape[1:]:
+            raise InputError(
+                f"{path}: the label has {mask.shape[1]} x {mask.shape[0]} pixels, but the slices have "
+                f"{series.shape[2]} x {series.shape[1]}: export the labels on the grid of the images."
+            )
+        masks.append((mask > 127 if mask.max(initial=0) > 1 else mask > 0).astype(np.uint8))
+    by_name = sorted(range(len(paths)), key=lambda i: series.paths[i].name)
+    stacked = np.empty(series.shape, np.uint8)
+    stacked[by_name] = np.stack(masks)
+    return stacked
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("fewshotseg")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _import_highdicom(path):
+    try:
+        import highdicom
+    except ImportError as error:
+        raise InputError(
+            f"{path}: DICOM segmentations need highdicom: pip install 'fewshotseg[volumes]' (in a clone, "
+            "'.[volumes]')."
+        ) from error
+    return highdicom
