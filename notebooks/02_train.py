@@ -106,10 +106,10 @@ for kind in ("images", "masks", "new"):
 IMAGES = [
     f"--config.data.folder.images_dir={FOLDER / 'images'}",
     f"--config.data.folder.masks_dir={FOLDER / 'masks'}",
+    f"--config.data.image_size={size}",
     f"--workdir={FOLDER / 'run'}",
 ]
 SMALL = [  # small, so that this takes two minutes; leave it out for images of yours
-    f"--config.data.image_size={size}",
     "--config.segmenter.unet.width=4",
     "--config.segmenter.unet.num_levels=2",
     "--config.generator.pix2pix.width=4",
