@@ -19,6 +19,8 @@ trained is saved and the same command continues it; 1 a fault of the program, wi
 """
 
 import argparse
+import contextlib
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -52,8 +54,9 @@ def main(argv: list[str] | None = None) -> None:
     logging.set_verbosity(logging.ERROR)
     together = False
     try:
-        with interrupts.remembered_interrupts():
-            values = parse(sys.argv if argv is None else argv)
+        given = sys.argv if argv is None else argv
+        with interrupts.remembered_interrupts(), _runs_here(given) as argv:
+            values = parse(argv)
             together = bool(values.coordinator) or values.num_processes > 1
             commands.run(values.mode, values.config, values)
     except errors.InputError as error:
@@ -91,13 +94,17 @@ def parse(argv: list[str]) -> flags.FlagValues:
     config = _choose_config(known.config, known.mode, known.workdir)
     try:
         config_flags.DEFINE_config_dict(
-            "config", config, flag_values=values, sys_argv=_without_config(argv)
+            "config", config, flag_values=values, sys_argv=_without(argv, "--config")
         )
-        rest = values(_without_config(argv))
+        rest = values(_without(argv, "--config"))
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise errors.InputError(_essence(error)) from error
     if len(rest) > 1:
         raise errors.InputError(f"unexpected argument {rest[1]!r}: flags start with --.")
+    if values.distributed:
+        if values.coordinator not in (None, values.distributed):
+            raise errors.InputError("give --distributed=auto or --coordinator=HOST:PORT, not both.")
+        values["coordinator"].value = values.distributed
     return values
 
 
@@ -150,7 +157,8 @@ def _define_flags():
     flags.DEFINE_string(
         "workdir",
         "runs/demo",
-        "Folder of the run; several, by ',': report compares them, predict and export average them.",
+        "Folder of the run, here or gs://BUCKET/RUN; several, by ',': report compares them, predict and "
+        "export average them.",
         **kind,
     )
     flags.DEFINE_enum("mode", "train", MODES, "What to do.", **kind)
@@ -177,6 +185,7 @@ def _define_flags():
         "MPI or on a Cloud TPU.",
         **kind,
     )
+    flags.DEFINE_enum("distributed", None, ("auto",), "The same as --coordinator=auto.", **kind)
     flags.DEFINE_float("minutes", 0.0, "train in at most so long; 0: as configured.", 0.0, **kind)
     flags.DEFINE_integer("num_processes", 1, "train in several processes: how many.", **kind)
     flags.DEFINE_integer("process_id", 0, "train in several processes: which one this is.", **kind)
@@ -206,13 +215,27 @@ def _choose_config(name, mode, workdir):
     return load_config("demo" if name is None else name)
 
 
-def _without_config(argv):
+def _without(argv, flag):
     kept, skip = [], False
     for argument in argv:
-        if not skip and argument != "--config" and not argument.startswith("--config="):
+        if not skip and argument != flag and not argument.startswith(f"{flag}="):
             kept.append(argument)
-        skip = argument == "--config"
+        skip = argument == flag
     return kept
+
+
+@contextlib.contextmanager
+def _runs_here(argv):
+    """`argv` with local copies of the runs that lie elsewhere (--workdir=gs://bucket/run)."""
+    from fewshotseg.runs import remote
+
+    workdir = _peek(argv, workdir="").workdir
+    if not remote.is_remote(workdir):
+        yield argv
+        return
+    log = functools.partial(print, flush=True)
+    with remote.copies(workdir.split(","), log=log) as here:
+        yield [*_without(argv, "--workdir"), f"--workdir={','.join(here)}"]
 
 
 def _find(name):

@@ -28,6 +28,9 @@ def run(mode: str, config, flags: Any) -> None:
     from fewshotseg.runs import checkpoint
     from fewshotseg.training import config_check, devices
 
+    for name in ("input", "output", "data_dir"):
+        if "://" in (getattr(flags, name) or ""):
+            raise errors.InputError(f"--{name} is a folder or file of this machine: copy it here.")
     config_check.check_fields(config)
     set_compilation_cache(config.compilation_cache)
     together = flags.coordinator or (flags.num_processes, flags.process_id) != (1, 0)

@@ -184,3 +184,13 @@ def test_an_old_compiler_is_helped_unless_the_user_has_flags(version, before, af
     monkeypatch.setattr(cli.importlib.metadata, "version", lambda package: version)
     cli._help_old_compiler()
     assert os.environ.get("XLA_FLAGS") == after
+
+
+def test_distributed_auto_is_coordinator_auto():
+    assert parse("--distributed=auto").coordinator == "auto"
+    assert parse("--distributed=auto", "--coordinator=auto").coordinator == "auto"
+    assert parse().coordinator is None
+    with pytest.raises(InputError, match="--distributed=auto or --coordinator=HOST:PORT, not both"):
+        parse("--distributed=auto", "--coordinator=host:1234")
+    with pytest.raises(InputError, match="--distributed"):
+        parse("--distributed=yes")

@@ -1,0 +1,224 @@
+"""The folder of a run elsewhere, such as 'gs://bucket/run': a copy here, which is copied back as it grows.
+
+Pictures, checkpoints and logs are written by libraries that know local files best, and an object store
+cannot rename: so a run is made in a local copy, and every minute what has changed there is copied back.
+What counts as being there is what the file `CONTENTS` lists, which is written last: whoever is killed in
+between leaves the run as it was, and another machine goes on from there. Paths are etils.epath's.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+from etils import epath
+
+from fewshotseg import errors
+
+SCHEMES = ("gs", "s3", "az")
+CONTENTS = "contents.json"  # there, never here
+EVERY = 60.0  # seconds between copies
+# What another process or a kill may leave behind: files half written, and the lock.
+_PASSING = re.compile(
+    r"(^|/)(\.lock|\.writable|\.partial-[^/]*|[^/]*orbax-checkpoint-tmp[^/]*)(/|$)"
+)
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether a path has a scheme, as 'gs://bucket/run' has."""
+    return "://" in os.fspath(path)
+
+
+class Mirror:
+    """A local folder and its counterpart elsewhere.
+
+    Args:
+      there: the address.
+      here: a local folder, created if it is missing.
+
+    Raises:
+      InputError: the address has an unknown scheme, or the package that reads it is missing.
+    """
+
+    def __init__(self, there: str, here: pathlib.Path):
+        scheme = there.partition("://")[0]
+        if scheme not in SCHEMES:
+            known = ", ".join(f"{name}://" for name in SCHEMES)
+            raise errors.InputError(f"{there}: give a local folder, or one of {known}.")
+        self.address, self.here = there.rstrip("/"), pathlib.Path(here)
+        self._there = epath.Path(self.address)
+        self._known: dict[str, tuple[int, int]] = {}  # path -> size and time here of what is there
+        self._contents: set[str] = set()  # what `CONTENTS` lists
+        self.here.mkdir(parents=True, exist_ok=True)
+
+    def pull(self) -> int:
+        """Copies everything from there to here; how many files that were.
+
+        Raises:
+          InputError: that did not work.
+        """
+        with _explained(self.address, "read"):
+            for name in self._listed():
+                path = self.here / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes((self._there / name).read_bytes())
+                self._known[name] = _state(path)
+        return len(self._known)
+
+    def push(self) -> bool:
+        """Copies what has changed here to there; whether all that is here is there now.
+
+        It is not if files come and go all the while: then what there counts is as it was.
+
+        Raises:
+          InputError: that did not work.
+        """
+        with _explained(self.address, "written"):
+            for _ in range(3):
+                before = self._files()
+                sent = [self._send(name, state) for name, state in before.items()]
+                if self._files().keys() == before.keys() and all(sent):
+                    break
+            else:
+                return False
+            if before.keys() != self._contents:
+                (self._there / CONTENTS).write_text(json.dumps(sorted(before), indent=0))
+                gone, self._contents = self._contents - before.keys(), set(before)
+                self._known = {name: self._known[name] for name in before}
+                for name in gone:
+                    (self._there / name).unlink(missing_ok=True)
+        return True
+
+    def _send(self, name, state):
+        """Copies a file if it has changed; whether it is still here."""
+        if self._known.get(name) == state:
+            return True
+        try:
+            data = (self.here / name).read_bytes()
+        except FileNotFoundError:
+            return False
+        (self._there / name).write_bytes(data)
+        self._known[name] = state
+        return True
+
+    def _files(self):
+        """Path -> size and time of every file here that is to be kept."""
+        found = {}
+        for path in self.here.rglob("*"):
+            name = path.relative_to(self.here).as_posix()
+            with contextlib.suppress(FileNotFoundError):
+                if not _PASSING.search(name) and path.is_file():
+                    found[name] = _state(path)
+        return found
+
+    def _listed(self):
+        contents = self._there / CONTENTS
+        if contents.exists():
+            self._contents = set(json.loads(contents.read_text()))
+            return self._contents
+        return (
+            list(_walk(self._there)) if self._there.is_dir() else []
+        )  # brought there by other means
+
+
+@contextlib.contextmanager
+def copies(
+    folders: Sequence[str], every: float = EVERY, log: Callable[[str], None] = print
+) -> Iterator[list[str]]:
+    """Local folders for those that lie elsewhere, copied back until the end of the block and at its end.
+
+    Args:
+      folders: of runs; local ones stay as they are.
+      every: seconds between copies.
+      log: is told what is copied.
+
+    Raises:
+      InputError: an address cannot be read, or in the end not be written; the local copy is then kept.
+    """
+    if not any(map(is_remote, folders)):
+        yield list(folders)
+        return
+    root = pathlib.Path(tempfile.mkdtemp(prefix="fewshotseg_"))
+    mirrors, here = [], []
+    try:
+        for number, folder in enumerate(folders):
+            if not is_remote(folder):
+                here.append(folder)
+                continue
+            name = folder.rstrip("/").rpartition("/")[2]
+            mirrors.append(Mirror(folder, root / str(number) / name))
+            found = mirrors[-1].pull()
+            here.append(str(mirrors[-1].here))
+            log(f"{folder}: {found} files copied to {here[-1]}, and back every {every:g} seconds")
+    except errors.InputError:
+        shutil.rmtree(root)
+        raise
+    stop = threading.Event()
+    thread = threading.Thread(target=_push_regularly, args=(mirrors, stop, every, log), daemon=True)
+    thread.start()
+    try:
+        yield here
+    finally:
+        stop.set()
+        thread.join()
+        for mirror in mirrors:
+            _push_at_last(mirror, root)
+        shutil.rmtree(root)
+
+
+def _push_regularly(mirrors, stop, every, log):
+    while not stop.wait(every):
+        for mirror in mirrors:
+            try:
+                mirror.push()
+            except errors.InputError as error:  # perhaps the network is away for a moment
+                log(f"{error} Trying again.")
+
+
+def _push_at_last(mirror, root):
+    try:
+        whole = mirror.push()
+    except errors.InputError as error:
+        raise errors.InputError(f"{error} The copy in {mirror.here} is kept.") from error
+    if not whole:
+        raise errors.InputError(
+            f"{mirror.address}: files in {root} change all the while: end what writes there."
+        )
+
+
+def _state(path):
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def _walk(folder, prefix=""):
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _walk(path, f"{prefix}{path.name}/")
+        else:
+            yield f"{prefix}{path.name}"
+
+
+@contextlib.contextmanager
+def _explained(address, done):
+    try:
+        yield
+    except errors.InputError:
+        raise
+    except ImportError as error:
+        scheme = address.partition("://")[0]
+        package = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}[scheme]
+        raise errors.InputError(
+            f"{address} needs a package: pip install {package} ({str(error).splitlines()[0]})."
+        ) from error
+    except Exception as error:  # every kind of store has its own
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise errors.InputError(
+            f"{address} cannot be {done} ({type(error).__name__}: {reason}): look at the address, the "
+            "network and the permissions."
+        ) from error
