@@ -2,7 +2,7 @@
 
 python benchmarks/fewshot_table.py runs/fewshot [more folders] --rows=FILE.csv.gz     writes a row per case
 python benchmarks/fewshot_table.py FILE.csv.gz [--data_dir=FOLDER --list=val] [--against=real_only]
-    --against='efficient_unet: mixture'      everything, rows of peers.py too, against one segmenter's method
+    --against='efficient_unet: mixture'     all, rows of peers.py too, against the method of one segmenter
 """
 
 import collections
