@@ -135,6 +135,7 @@ def run_peer(peer: str, workdir: pathlib.Path) -> None:
         write_encoder(np.load(cases)["train_images"][0], place / "encoder.npz")
         command.append(f"--encoder={place / 'encoder.npz'}")
     alone = {f"{library}_NUM_THREADS": "1" for library in THREADS}
+    alone |= {"NO_ALBUMENTATIONS_UPDATE": "1", "HF_HUB_OFFLINE": "1"}  # nothing is fetched
     own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     with (place / "output.txt").open("w") as file:
         subprocess.run(command, env=own | alone, stdout=file, stderr=file, check=True)
