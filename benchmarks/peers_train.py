@@ -230,12 +230,13 @@ def train_nnunet(cases, args):
     files = args.folder / "nnunet"
     for name in ("raw", "preprocessed", "results"):
         os.environ[f"nnUNet_{name}"] = str(files / name)
-    os.environ |= {"nnUNet_n_proc_DA": "0", "nnUNet_compile": "f"}
+    os.environ |= {"nnUNet_n_proc_DA": "1", "nnUNet_compile": "f"}
+    import torch
     from nnunetv2.experiment_planning import plan_and_preprocess_api as planning
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-    name, device = "Dataset001_Peers", _cpu()
+    name, device = "Dataset001_Peers", torch.device("cpu")
     split = _write_raw(cases, files / "raw" / name)
     planning.extract_fingerprints([1], num_processes=1)
     planning.plan_experiments([1])
@@ -245,6 +246,7 @@ def train_nnunet(cases, args):
     plans, dataset = (
         json.loads((home / file).read_text()) for file in ("nnUNetPlans.json", "dataset.json")
     )
+    os.environ["nnUNet_n_proc_DA"] = "0"  # its batches are made in this process, whose time counts
     trainer = nnUNetTrainer(plans, "2d", 0, dataset, device=device)
     trainer.on_train_start()
     trainer.network.train()
@@ -304,12 +306,6 @@ PEERS = {
     "smp": (train_smp, ("torch", "segmentation-models-pytorch", "timm", "albumentations")),
     "nnunet": (train_nnunet, ("torch", "nnunetv2", "batchgeneratorsv2")),
 }  # the packages are named in the log
-
-
-def _cpu():
-    import torch
-
-    return torch.device("cpu")
 
 
 def _scaled(images: np.ndarray, below: float) -> np.ndarray:

@@ -51,6 +51,7 @@ def test_batches_are_whole_and_take_every_image_once(trainer):
     drawn = trainer.batches(10, 4, np.random.default_rng(0))
     first = np.concatenate([next(drawn), next(drawn)])
     assert len(first) == 8 and len(set(first)) == 8  # two are left over
+    assert len(next(drawn)) == 4  # of the next round
     assert len(next(trainer.batches(3, 4, np.random.default_rng(0)))) == 3
 
 
@@ -64,6 +65,9 @@ def test_every_weight_of_the_release_has_its_place(trainer):
     assert all(name.startswith(trainer.HEAD) for name in left)
     # Block 3 is the first of the third stage: 24 to 40 channels, six times as many between, 5 x 5.
     assert names["blocks.2.0.conv_pwl.weight"] == "_blocks.3._project_conv.weight"
+    assert (
+        names["blocks.5.3.bn2.bias"] == "_blocks.14._bn1.bias"
+    )  # 1 + 2 + 2 + 3 + 3 blocks before 5.0
     shapes = {part: tensors[names[f"blocks.2.0.{part}.weight"]].shape for part in
               ("conv_pw", "conv_dw", "conv_pwl", "bn3")}  # fmt: skip
     assert shapes == {
