@@ -2,6 +2,7 @@
 
 python benchmarks/fewshot_table.py runs/fewshot [more folders] --rows=FILE.csv.gz     writes a row per case
 python benchmarks/fewshot_table.py FILE.csv.gz [--data_dir=FOLDER --list=val] [--against=real_only]
+    --against='efficient_unet: mixture'     all, rows of peers.py too, against the method of one segmenter
 """
 
 import collections
@@ -21,7 +22,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("rows", "", "Where to write the rows; a second file RUNS_... has one per run.")
 flags.DEFINE_string("data_dir", "", "As of fewshot.py; with --list.")
 flags.DEFINE_string("list", "", "Only the cases of this list.")
-flags.DEFINE_string("against", "real_only", "Method that the others are compared with.")
+flags.DEFINE_string("against", "real_only", "METHOD, or SEGMENTER: METHOD, to compare with.")
 
 SETTING = ("dataset", "segmenter", "size", "steps", "labels")
 COLUMNS = (*SETTING, "method", "draw", "case", "unit", "dice", "hd95")
@@ -126,6 +127,9 @@ def compare(ours, theirs, metric) -> dict | None:
 def table(rows, against: str) -> str:
     """Levels of every method, and differences to one (of the same segmenter where it has it), in Markdown.
 
+    'segmenter: method' is the same for all; where it was not trained for those steps, but for one other
+    number of them only, that is taken: peers have minutes for steps.
+
     p values are of the rank test over cases, adjusted (Holm) over the data sets that a method was
     trained on in one setting.
     """
@@ -134,8 +138,7 @@ def table(rows, against: str) -> str:
     found, lines, families = by_method(rows), [], collections.defaultdict(list)
     for where, methods in found.items():
         for name, draws in methods.items():
-            segmenter = name.split(": ")[0]
-            base = methods.get(f"{segmenter}: {against}")
+            base = _base(found, where, name, against)
             base = None if base is draws else base
             found_dice = compare(draws, base, "dice") if base else None
             if found_dice:
@@ -166,6 +169,18 @@ def table(rows, against: str) -> str:
             cells[4] = f"{h['mean']:+.1f}"
         text.append("| " + " | ".join((*where, name, str(number), f"{dice:.3f}", *cells)) + " |")
     return "\n".join(text)
+
+
+def _base(found, where, name, against):
+    """The draws to compare with; None if there are none, or several that might be meant."""
+    if ": " not in against:
+        return found[where].get(f"{name.split(': ')[0]}: {against}")
+    dataset, size, _, labels = where
+    alike = [
+        methods for (*of, _, n), methods in found.items() if (*of, n) == (dataset, size, labels)
+    ]
+    bases = [methods[against] for methods in alike if against in methods]
+    return found[where].get(against, bases[0] if len(bases) == 1 else None)
 
 
 def of_list(rows, data_dir: str, name: str) -> list[dict]:

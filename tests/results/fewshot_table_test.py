@@ -41,6 +41,21 @@ def test_differences_are_paired_by_case_and_settings_are_not_mixed(table):
     assert longer[2] == "800" and longer[7] == ""
 
 
+def test_peers_are_compared_with_the_method_of_one_segmenter(table):
+    """Whatever the steps; if trainings of it differ in them alone, only with the one of its own steps."""
+    rows = _rows("mixture", [0.6, 0.8]) + _rows(
+        "smp", [0.5, 0.6], steps="10 CPU-min", segmenter="smp"
+    )
+    rows += _rows("mixture", [0, 0], dataset="fuseg")
+    ours, peer, other = map(_cells, table.table(rows, "unet: mixture").splitlines()[2:])
+    assert ours[7] == other[7] == "" and peer[7].startswith("-15.0 (")
+    rows += _rows("mixture", [0.6, 0.9], steps=800) + _rows("real_only", [0.5, 0.9], steps=800)
+    lines = map(_cells, table.table(rows, "unet: mixture").splitlines()[2:])
+    found = {(line[0], line[2], line[4]): line[7].partition(" ")[0] for line in lines}
+    assert found["busi", "10 CPU-min", "smp: smp"] == ""
+    assert found["busi", "800", "unet: real_only"] == "-5.0"
+
+
 def test_over_draws_the_spread_is_that_of_the_mean_differences(table):
     ours = _rows("a", [0.6, 0.7]) + _rows("a", [0.8, 0.9], draw=1) + _rows("a", [1, 1], draw=7)
     theirs = _rows("b", [0.5, 0.6]) + _rows("b", [0.5, 0.6], draw=1)
