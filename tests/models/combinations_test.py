@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from configs import default
+from configs import default, demo
 from fewshotseg import hypergradient
 from fewshotseg.models import factory
 from fewshotseg.training import build_pairs, build_parts, stages
@@ -92,3 +92,25 @@ def test_an_outer_step(name, axes, classes):
     assert np.isfinite(slopes).all() and np.abs(slopes).max() > 0
     before, after = (jax.tree.leaves(s["segmenter"].params) for s in (state, found.inner_state))
     assert np.mean([np.any(a != b) for a, b in zip(after, before, strict=True)]) > 0.9
+
+
+@pytest.mark.parametrize("axes", SIZES)
+@pytest.mark.parametrize("family", build_pairs.FAMILIES)
+def test_every_generator_family_knows_three_classes(family, axes):
+    """An inner step of all players, traced: masks are given to generators as one-hot channels."""
+    config = demo.get_config(f"runlocal,family={family},method=end2end")
+    config.segmenter.unet.num_levels = config.discriminator.patchgan.num_levels = 1
+    config.generator.pix2pix.num_levels = 2
+    size, channels = (8,) * axes, {2: 3, 3: 1}[axes]
+    spec = factory.Spec(4, size, channels, ("encoder", "decoder"))
+    method = build_pairs.resolve_method(config, "end2end")
+    parts = build_parts.create_parts(config, spec, method, "train", axis_name=None)
+    step = stages.create_inner_step(parts, stages.moving_players(parts, method))
+
+    def take(batch):
+        players = stages.init_family(parts, 0)
+        players["segmenter"] = stages.init_segmenter(parts, 0)
+        return step(players, parts.theta, batch, None)[1]
+
+    metrics = jax.eval_shape(take, make_batch(size, channels, 3))
+    assert metrics["segmenter/synthetic_loss"].shape == ()

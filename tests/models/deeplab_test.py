@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from jax.test_util import check_grads
 
 from fewshotseg import errors
 from fewshotseg.models import deeplab, dilated, factory, resnet, weights
@@ -271,12 +270,3 @@ def test_a_file_of_torchvision_computes_what_torchvision_does(tmp_path):
     assert all(map(np.any, jax.tree.leaves(slopes["logits"])))
     with pytest.raises(errors.InputError, match="of a network for pictures: use '' for volumes"):
         jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 8, 8, 8, 1)))
-
-
-def test_derivatives_are_those_of_differences():
-    """Of the dilated sum, once more through its gradient, as a hypergradient takes them."""
-    with tiny.float64():
-        numbers = np.random.default_rng(5)
-        x, kernel = (jnp.asarray(numbers.normal(size=s)) for s in ((1, 5, 4, 2), (3, 3, 2, 2)))
-        smooth = jax.jit(lambda x, k: jnp.tanh(dilated.by_taps(x, k, 2)))
-        check_grads(smooth, (x, kernel), order=2)
