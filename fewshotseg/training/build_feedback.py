@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fewshotseg import errors
-from fewshotseg.data import batches, canvas, cases, folds
+from fewshotseg.data import batches, canvas, cases, folds, tiles
 from fewshotseg.genseg import losses, reward
 from fewshotseg.methods import Method
 from fewshotseg.models import factory
@@ -92,6 +92,10 @@ def create_feedback(
     """
     if not config.feedback.file:
         return None
+    if tiles.create(config.data):
+        raise errors.InputError(
+            "feedback.file is given, and data.fit is 'tiles': ratings are of whole pictures, leave one out."
+        )
     train = zip(data.train["image"], data.train["mask"], strict=True)
     ratings = feedback.load(
         pathlib.Path(config.feedback.file),

@@ -9,10 +9,9 @@ import numpy as np
 
 from fewshotseg.data import augment, batches
 from fewshotseg.genseg import levels, pair_sources, segmenter
-from fewshotseg.methods import GENERATED
 
 CHUNK = 16  # pairs at once
-DRAWN = tuple(source for source in GENERATED if source != "composite")  # for any mask
+DRAWN = ("generator", "appearance")  # sources that draw an image for any mask
 
 
 class PoolMaker:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from fewshotseg import figures
+from fewshotseg import figures, files
 from fewshotseg.data import cases, check, nnunet_folds, split_files
 from fewshotseg.results import calibration, evaluate
 from fewshotseg.results.predictor import segmenter_of
