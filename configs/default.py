@@ -332,6 +332,26 @@ def get_config(arg: str = "") -> ConfigDict:
     config.cross_fit.num_candidates = 9  # of random search and random steps
     config.cross_fit.spread = 1.5  # their standard deviation, for logits of a mixture
 
+    # Ratings of synthetic pairs by people (--mode=review) in the training of all methods that have any.
+    config.feedback = ConfigDict()
+    config.feedback.file = ""  # RUN/review/ratings.jsonl; '' for none
+    # Weights of 1 - R in the outer loss, R being the probability that a pair is accepted. Of several, one
+    # of them 0, the one that trials on validation cases held out choose; at 0 no ratings are used at all.
+    config.feedback.betas = (0.0, 0.3, 1.0)
+    config.feedback.min_ratings = (
+        60  # with fewer there is no R; what was rejected is left out all the same
+    )
+    config.feedback.pool_size = 512  # masks-and-keys per source of pairs
+    config.feedback.num_steps = 0  # of a trial; 0 for train.num_steps
+    config.feedback.num_starts = 1  # trials per beta
+    config.review = ConfigDict()  # --mode=review: the page
+    config.review.num_shown = 12  # pairs on a sheet
+    config.review.num_pairs = 192  # of each source to choose from, at most feedback.pool_size
+    config.review.real_share = 0.1  # of hidden real images
+    config.review.repeat_share = 0.1  # of pairs that were rated before
+    config.review.diversity = 0.5  # against disagreement times influence, in choosing what is shown
+    config.review.seed = 0  # of the order
+
     config.diagnose = ConfigDict()  # --mode=hypergradient: the estimators compared
     # Each an estimator, or estimator+gradient; 'unrolled' is the reference and always among them.
     config.diagnose.estimators = (

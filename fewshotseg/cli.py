@@ -10,6 +10,7 @@
   python run.py --mode=serve --workdir=runs/mine                       a page for images and the camera
   python run.py --mode=export --workdir=runs/mine --output=model       to predict without this package
   python run.py --mode=synthesize --workdir=runs/mine --num=500 --output=pairs   synthetic pairs
+  python run.py --mode=review --workdir=runs/mine                      a page to rate synthetic pairs
   python run.py --mode=hypergradient --workdir=runs/demo               the estimators compared
 
 Where the package is installed, `fewshotseg` is the same command as `python run.py`.
@@ -37,10 +38,10 @@ from ml_collections import ConfigDict, config_flags
 PACKAGE = pathlib.Path(__file__).parent
 MODES = (
     "train", "check", "prepare", "evaluate", "predict", "serve", "export", "report",
-    "hypergradient", "synthesize",
+    "hypergradient", "synthesize", "review",
 )  # fmt: skip
 # Without --config, that of the run in --workdir.
-CONTINUE = ("train", "evaluate", "hypergradient", "synthesize")
+CONTINUE = ("train", "evaluate", "hypergradient", "synthesize", "review")
 INPUT_ERROR, INTERRUPTED, TERMINATED = 2, 130, 143  # 128 + the signal, as shells have it
 
 
@@ -168,15 +169,20 @@ def _define_flags():
         "output",
         None,
         "predict: folder for the masks; export: for the model; synthesize: for the pairs; report: the "
-        "HTML page.",
+        "HTML page; review: a CSV file, and no page.",
         **kind,
     )
     flags.DEFINE_integer("num", 0, "synthesize: how many pairs.", **kind)
     flags.DEFINE_boolean("web", False, "export: also a page that predicts in the browser.", **kind)
-    flags.DEFINE_string("host", "127.0.0.1", "serve: the address to listen on.", **kind)
-    flags.DEFINE_integer("port", 0, "serve: the port; 0 for any that is free.", 0, 65535, **kind)
+    flags.DEFINE_string("host", "127.0.0.1", "serve, review: the address to listen on.", **kind)
+    flags.DEFINE_integer(
+        "port", 0, "serve, review: the port; 0 for any that is free.", 0, 65535, **kind
+    )
     flags.DEFINE_boolean(
-        "allow_other_machines", False, "serve: a --host that other machines can reach.", **kind
+        "allow_other_machines",
+        False,
+        "serve, review: a --host that other machines can reach.",
+        **kind,
     )
     flags.DEFINE_string(
         "coordinator",

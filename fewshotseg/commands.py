@@ -207,24 +207,55 @@ def _load_predictor(config, flags, pictures_alone=""):
 
 
 def serve(config, flags) -> None:
+    _check_host("serve", flags)
+    from fewshotseg.web import server
+
+    predictor = _load_predictor(config, flags, pictures_alone="serve")
+    names = ", ".join(pathlib.Path(folder).resolve().name for folder in flags.workdir.split(","))
+    print("Compiling ...", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        log = functools.partial(print, flush=True)
+        server.serve(server.create_app(predictor, names), flags.host, flags.port, log)
+
+
+def _check_host(mode, flags):
+    """Raises `InputError` where a page cannot be served, or not to so many."""
     for package in ("starlette", "uvicorn", "websockets"):
         if importlib.util.find_spec(package) is None:
             raise errors.InputError(
-                f"serve needs {package}: pip install 'fewshotseg[web]' (in a clone, '.[web]')."
+                f"{mode} needs {package}: pip install 'fewshotseg[web]' (in a clone, '.[web]')."
             )
-    from fewshotseg.web import security, server
+    from fewshotseg.web import security
 
     if not (flags.allow_other_machines or security.is_loopback(flags.host)):
         raise errors.InputError(
             f"--host={flags.host} can be reached from other machines, unencrypted: give "
             "--allow_other_machines if that is meant."
         )
-    predictor = _load_predictor(config, flags, pictures_alone="serve")
-    names = ", ".join(pathlib.Path(folder).resolve().name for folder in flags.workdir.split(","))
-    print("Compiling ...", flush=True)
+
+
+def review(config, flags) -> None:
+    from fewshotseg.runs import folder, ratings
+
+    _require_run(flags)
+    workdir = pathlib.Path(flags.workdir)
+    path = workdir / ratings.FOLDER / ratings.FILE
+    if flags.output:
+        ratings.write_csv(pathlib.Path(flags.output), ratings.read(path))
+        print(f"Ratings: {len(ratings.active(ratings.read(path)))} in {flags.output}")
+        return
+    _check_host("review", flags)
+    from fewshotseg.training import build_review
+    from fewshotseg.web import review as page
+    from fewshotseg.web import server
+
+    folder.check_same(config, workdir)
+    print("Making the pairs ...", flush=True)
+    session = build_review.create_session(config, workdir)
+    print(f"Answers go to {path}; --config.feedback.file={path} trains with them.", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         log = functools.partial(print, flush=True)
-        server.serve(predictor, names, flags.host, flags.port, log)
+        server.serve(page.create_app(session, workdir.resolve().name), flags.host, flags.port, log)
 
 
 def export(config, flags) -> None:
@@ -321,6 +352,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "predict": predict,
     "serve": serve,
+    "review": review,
     "export": export,
     "report": report,
     "hypergradient": hypergradient,

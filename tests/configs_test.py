@@ -118,6 +118,12 @@ ELSEWHERE = {
     "diagnose.repeats": "compare_estimators.py", "synthesize.layout": "synthesize.py",
     "synthesize.min_consistency": "synthesize.py", "synthesize.max_tries": "synthesize.py",
     "synthesize.seed": "synthesize.py", "evaluate.num_pairs": "pair_quality.py",
+    "feedback.betas": "build_feedback.py",
+    "feedback.min_ratings": "build_feedback.py", "feedback.pool_size": "build_feedback.py",
+    "feedback.num_steps": "build_feedback.py", "feedback.num_starts": "build_feedback.py",
+    "review.num_shown": "build_review.py", "review.num_pairs": "build_review.py",
+    "review.real_share": "build_review.py", "review.repeat_share": "build_review.py",
+    "review.diversity": "build_review.py", "review.seed": "build_review.py",
 }  # fmt: skip
 
 

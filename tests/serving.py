@@ -30,12 +30,12 @@ def make_predictor(function=brightness, class_names=("lesion",)):
 
 
 @contextlib.contextmanager
-def running(predictor=None):
+def running(predictor=None, app=None):
     """Yields the guard and the address, without its token, of a server on a free port."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
-        app = server.create_app(predictor or make_predictor(), "a model")
+        app = app or server.create_app(predictor or make_predictor(), "a model")
         guard = security.Guard(app, "127.0.0.1", port)
         running_server = server.create_server(guard)
         thread = threading.Thread(target=running_server.run, kwargs={"sockets": [listening]})

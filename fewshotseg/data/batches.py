@@ -4,6 +4,8 @@ A few dozen images fit on any device, so the whole training set lives there and 
 function of it and a key: no host work per step, and a resumed run replays the same batches.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,28 @@ from fewshotseg.types import Batch, CaseSource, PRNGKey
 DONORS = 1001  # folded into the key of a step; beyond the counts of its splits
 TILE = 1002  # folded into the key of a pair
 MARGIN = 0.25  # of a tile, on each side: from where augmentation may take pixels
+
+
+class Pool(NamedTuple):
+    """A finite set of masks-and-keys that synthetic pairs are drawn from, number j as often as it says.
+
+    Attributes:
+      key: of all of them; number j is `fold_in(key, j)`, and with the cases that decides mask, geometry,
+        donor and noise.
+      logits: float32 `[S, M]`, of M numbers for each of S sources: logarithms of how often they come.
+      num_cases: the first so many cases of the data are those that masks and donors come from.
+    """
+
+    key: PRNGKey
+    logits: jax.Array
+    num_cases: int
+
+
+def logits_of(weights: np.ndarray) -> np.ndarray:
+    """Of a pool, from weights `[S, M]`, at least 0 and not all of a source 0."""
+    weights = np.asarray(weights, np.float64)
+    with np.errstate(divide="ignore"):
+        return np.log(weights / weights.max(1, keepdims=True)).astype(np.float32)
 
 
 def load_arrays(
@@ -60,6 +84,7 @@ def draw_batch(
     donor_geometry: augment.Geometry | None = None,
     axis_name: str | None = None,
     tiles: tiling.Tiles | None = None,
+    pool: Pool | None = None,
 ) -> Batch:
     """One augmented training batch; every device draws its own part of the same global batch.
 
@@ -76,6 +101,7 @@ def draw_batch(
       donor_geometry: of a second case for every synthetic pair; None for no such cases.
       axis_name: of the devices.
       tiles: draw a tile of every case; `data` is then that of `tiles.stack`.
+      pool: what synthetic pairs are drawn from; None: any case and any geometry.
 
     Returns:
       'image' and 'mask': real pairs; 'key' `[B]`, one per example, equal for any number of devices;
@@ -83,6 +109,7 @@ def draw_batch(
       'synthetic_mask': augmented masks of other real cases, 'synthetic_case', and, if wanted,
       'synthetic_image'. If wanted, 'donor_image', 'donor_mask' and 'donor_case': a case that is not that
       of the synthetic mask, unless there is but one.
+      With a pool also 'synthetic_key' `[B]`, for the noise of the pairs: see `pool_examples`.
     """
     num_cases = data["mask"].shape[0]
     k_real, k_synthetic, k_examples = jax.random.split(rng, 3)
@@ -115,6 +142,17 @@ def draw_batch(
     batch = {"image": image, "mask": mask, "key": keys, "case": real}
     if not num_synthetic:
         return batch
+    if pool is not None:
+        numbers = draw_numbers(pool, k_synthetic, num_synthetic, axis_name)
+        return batch | pool_examples(
+            data,
+            pool,
+            numbers,
+            geometry=mask_geometry,
+            num_classes=num_classes,
+            synthetic_images=synthetic_images,
+            donor_geometry=donor_geometry,
+        )
     host = batch["synthetic_case"] = choose(k_synthetic)
     if synthetic_images or tiles:
         pairs = augmented_pairs(host, mask_keys, mask_geometry)
@@ -146,6 +184,70 @@ def _tile(data, case, key, tiles, strength=None, num_classes=0):
     image, mask = (tiling.cut(data[name], case, first, size) for name in ("image", "mask"))
     more = {"strength": strength, "num_classes": num_classes, "size": tiles.size}
     return augment.augment_pair(image, mask, key, offset=offset, **more)
+
+
+def draw_numbers(pool: Pool, rng: PRNGKey, number: int, axis_name: str | None = None) -> jax.Array:
+    """Numbers in a pool `[B]`, this device's part of `number`: example i is for source i modulo S.
+
+    Each is drawn by the logits of its source; `number` is a multiple of devices times sources.
+    """
+    start, size = _shard(number, axis_name)
+    logits, examples = jnp.asarray(pool.logits), start + jnp.arange(size)
+    return jax.vmap(
+        lambda i: jax.random.categorical(jax.random.fold_in(rng, i), logits[i % len(logits)])
+    )(examples)
+
+
+def pool_examples(
+    data: Batch,
+    pool: Pool,
+    numbers: jax.Array,
+    *,
+    geometry: augment.Geometry,
+    num_classes: int,
+    synthetic_images: bool,
+    donor_geometry: augment.Geometry | None,
+) -> Batch:
+    """What synthetic pairs with these numbers are made of: a function of the cases and the numbers alone.
+
+    Args:
+      data: of at least `pool.num_cases` cases.
+      pool: its key counts, not its logits.
+      numbers: `[B]`.
+      geometry: of the masks, and of their images.
+      num_classes: background included.
+      synthetic_images: as for `draw_batch`.
+      donor_geometry: likewise.
+
+    Returns:
+      'synthetic_case', 'synthetic_mask', 'synthetic_key' and, if wanted, 'synthetic_image',
+      'donor_image', 'donor_mask' and 'donor_case', see `draw_batch`.
+    """
+    count = pool.num_cases
+
+    def example(number):
+        key = jax.random.fold_in(pool.key, number)
+        k_case, k_mask, k_step, k_donor, k_noise = jax.random.split(key, 5)
+        host = jax.random.randint(k_case, (), 0, count)
+        found = {"synthetic_case": host, "synthetic_key": k_noise}
+        image, mask = data["image"][host], data["mask"][host]
+        strength = {"strength": geometry, "num_classes": num_classes}
+        if synthetic_images:
+            pair = augment.augment_pair(image, mask, k_mask, **strength)
+            found["synthetic_image"], found["synthetic_mask"] = pair
+        else:
+            found["synthetic_mask"] = augment.augment_mask(mask, k_mask, **strength)
+        if donor_geometry is not None:
+            donor = (host + jax.random.randint(k_step, (), 1, max(count - 1, 1) + 1)) % count
+            strength = {"strength": donor_geometry, "num_classes": num_classes}
+            pair = augment.augment_pair(
+                data["image"][donor], data["mask"][donor], k_donor, **strength
+            )
+            found["donor_case"] = donor
+            found["donor_image"], found["donor_mask"] = pair
+        return found
+
+    return jax.vmap(example)(numbers)
 
 
 def draw_outer_batch(

@@ -175,8 +175,8 @@ def _colour_transfer(tools: Tools, *, strength: float):
     def make(state, theta, batch, keys):
         del state, theta, keys
         image = batch["synthetic_image"]
-        mean, deviation = _moments(image)
-        donor_mean, donor_deviation = _moments(batch["donor_image"])
+        mean, deviation = moments(image)
+        donor_mean, donor_deviation = moments(batch["donor_image"])
         moved = donor_mean + (image - mean) * (donor_deviation / deviation)
         images = jnp.clip(image + strength * (moved - image), -1.0, 1.0)
         provenance = _provenance(batch["synthetic_case"], batch["donor_case"])
@@ -276,7 +276,7 @@ def paste(batch: Batch, width: jax.Array | float) -> tuple[jax.Array, jax.Array]
 
 def appearance_code(images: jax.Array) -> jax.Array:
     """Mean and deviation of every channel of images `[B, *spatial, C]`: `[B, 2 C]`, within [0, 1]."""
-    mean, deviation = _moments(images)
+    mean, deviation = moments(images)
     code = jnp.concatenate([0.5 * (mean + 1.0), deviation], -1)
     return code.reshape(code.shape[0], -1)
 
@@ -294,12 +294,16 @@ def feather(inside: jax.Array, width: jax.Array | float, dtype) -> jax.Array:
     """
     share = inside.astype(dtype)
     for axis in range(1, inside.ndim):
-        pixels = jnp.arange(inside.shape[axis], dtype=dtype)
-        # A matrix per axis: no truncation, no radius to choose, and one matrix product.
-        weights = jnp.exp(-0.5 * ((pixels[:, None] - pixels) / width) ** 2)
-        weights = weights / weights.sum(1, keepdims=True)
+        weights = gaussian_weights(inside.shape[axis], width, dtype)
         share = jnp.moveaxis(jnp.tensordot(share, weights, axes=(axis, 1)), -1, axis)
     return share
+
+
+def gaussian_weights(size: int, width: jax.Array | float, dtype) -> jax.Array:
+    """The matrix `[size, size]` of a blur along one axis: no truncation, and no radius to choose."""
+    pixels = jnp.arange(size, dtype=dtype)
+    weights = jnp.exp(-0.5 * ((pixels[:, None] - pixels) / width) ** 2)
+    return weights / weights.sum(1, keepdims=True)
 
 
 def _random_box(key, spatial, largest_share):
@@ -315,7 +319,7 @@ def _random_box(key, spatial, largest_share):
     return inside
 
 
-def _moments(images):
+def moments(images):
     """Mean and standard deviation per channel, `[B, 1.., C]`; a flat channel has a small one, not 0."""
     axes = tuple(range(1, images.ndim - 1))
     mean = images.mean(axes, keepdims=True)

@@ -23,7 +23,8 @@ def synthesize(
     batch: Batch,
 ) -> pair_sources.Pairs:
     """The synthetic pairs of a batch, in its order; their images recoloured, jittered, differentiable."""
-    keys = levels.example_keys(batch, SYNTHETIC_NOISE)
+    of_pairs = {"key": batch.get("synthetic_key", batch["key"])}
+    keys = levels.example_keys(of_pairs, SYNTHETIC_NOISE)
     pairs = pair_sources.make_pairs(sources, state, theta, batch, keys)
     images = pair_sources.recolour(pairs.images, use(theta))
     return pairs._replace(images=jitter(images, levels.example_keys(batch, SYNTHETIC_JITTER)))

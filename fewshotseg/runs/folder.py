@@ -18,7 +18,7 @@ from fewshotseg.runs import checkpoint
 # Fields that may differ between commands on one workdir: they do not change what is trained.
 FREE_FIELDS = (
     "methods", "evaluate", "predict", "test_sets", "test_folders", "compilation_cache", "diagnose",
-    "synthesize",
+    "synthesize", "review",
 )  # fmt: skip
 GROWS = "train.num_steps"  # may be larger than before: training goes on
 OPTIMIZERS = ("optim", "gan_optim", "outer_optim")

@@ -14,6 +14,7 @@ from fewshotseg.models import factory
 from fewshotseg.results import evaluate, predictor
 from fewshotseg.training import (
     build_data,
+    build_feedback,
     build_pairs,
     build_parts,
     build_search,
@@ -71,6 +72,8 @@ class Experiment:
       training: `(method, theta that a search has found, or None) -> its stage`, made when called.
       search: `(method, report) -> search.Problem`, likewise; see `cross_fit.create_problem`.
       search_fields: of the search.
+      feedback: `(method, players, theta, record of an earlier call or None) -> build_feedback.Choice`,
+        from the ratings that the configuration names; None if it names none.
       notices: what people should know of weights that were not trained here.
       loop: intervals of the loop.
       evaluation: how models are measured.
@@ -88,6 +91,7 @@ class Experiment:
     training: Callable[..., stages.Stage]
     search: Callable[..., search.Problem]
     search_fields: Mapping[str, Any]
+    feedback: Callable[..., build_feedback.Choice] | None
     notices: tuple[str, ...]
     loop: Loop
     evaluation: Evaluation
@@ -112,21 +116,33 @@ def create_pretraining(config, data: cases.Data, spec: factory.Spec) -> stages.S
 
 
 def create_training(
-    config, data: cases.Data, spec: factory.Spec, name: str, theta=None
+    config, data: cases.Data, spec: factory.Spec, name: str, theta=None, feedback=None
 ) -> stages.Stage:
-    """See `stages.training`; `name` is that of the method, `theta` what a search has found for it."""
+    """See `stages.training`.
+
+    Args:
+      config: the configuration.
+      data: the cases.
+      spec: of the networks.
+      name: of the method.
+      theta: what a search has found for it.
+      feedback: what ratings say about its pairs, a `feedback.Feedback`.
+    """
     method = build_pairs.resolve_method(config, name)
     parts = build_parts.create_parts(config, spec, method, "train")
     if theta is not None:
         parts = parts._replace(theta=jax.tree.map(jnp.asarray, theta))
+    listening = build_feedback.listen(config, data, parts, method, feedback)
     return stages.training(
         name,
         method,
-        parts,
+        listening.parts,
         build_parts.outer_loop(config),
-        build_parts.create_draws(config, spec.num_classes, method, config.train.batch_size),
-        (data.train, data.validation),
-        functools.partial(build_parts.create_estimate, config, parts, method),
+        build_parts.create_draws(
+            config, spec.num_classes, method, config.train.batch_size, **listening.options
+        ),
+        listening.arrays,
+        functools.partial(build_parts.create_estimate, config, listening.parts, method),
         config.train.num_steps,
         config.seed,
         draw_samples=_draw_samples(config, spec, method),
@@ -171,6 +187,7 @@ def build(config) -> Experiment:
         training=functools.partial(create_training, config, data, spec),
         search=functools.partial(build_search.create_search, config, data, spec),
         search_fields=build_search.search_fields(config),
+        feedback=build_feedback.create_feedback(config, data, spec, create_training),
         notices=tuple(notice for notice in notices if notice),
         loop=Loop(
             log_every=config.log_every,

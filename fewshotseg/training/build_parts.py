@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from fewshotseg.data import augment, batches, canvas, tiles
 from fewshotseg.genseg import levels, outer_variables, pair_sources, segmenter
@@ -12,6 +13,8 @@ from fewshotseg.methods import Method
 from fewshotseg.models import factory
 from fewshotseg.training import build_pairs, devices, estimators, optimizers, stages
 from fewshotseg.training.build_pairs import FAMILIES
+
+RATED = 1003  # folded into the key of an outer batch, for the pairs whose rating counts
 
 
 def create_spec(config, num_classes: int) -> factory.Spec:
@@ -134,15 +137,42 @@ def create_draws(
     batch_size: int,
     axis_name: str | None = devices.AXIS_NAME,
     compile: Callable = devices.compile_draw,
+    num_pooled: int = 0,
+    rated: bool = False,
 ):
-    """`draw(data, keys [K])` and `draw_outer(data, key)`, compiled for all devices by default."""
-    draw_one = create_draw(config, num_classes, method, batch_size, axis_name)
-    draw_outer = functools.partial(
+    """`draw(data, keys [K])` and `draw_outer(data, key)`, compiled for all devices by default.
+
+    With `num_pooled` cases, synthetic pairs come from a pool made of these, whose key and logits are in the
+    data as 'pool' (`pooled`). If they are `rated`, the outer batch has what some are made of, too, any
+    number as often as any other; its data then also hold the training cases as 'train', and 'reward' and
+    'beta', which are passed on to it.
+    """
+    draw_plain = create_draw(config, num_classes, method, batch_size, axis_name)
+
+    def draw_one(data, key):
+        if not num_pooled:
+            return draw_plain(data, key)
+        return draw_plain(data, key, pool=pool_of(data["pool"], num_pooled))
+
+    draw_cases = functools.partial(
         batches.draw_outer_batch,
         batch_size=config.outer.batch_size,
         axis_name=axis_name,
         tiles=tiles.create(config.data),
     )
+
+    def draw_outer(data, key):
+        batch = draw_cases(data, key)
+        if not rated:
+            return batch
+        of_pairs = jax.random.fold_in(key, RATED)
+        pool = pool_of(data["pool"], num_pooled)
+        even = pool._replace(logits=jnp.zeros_like(pool.logits))
+        numbers = batches.draw_numbers(even, of_pairs, batch_size, axis_name)
+        found = batches.pool_examples(
+            data["train"], even, numbers, **pool_fields(config, num_classes, method)
+        )
+        return {**batch, **found, "reward": data["reward"], "beta": data["beta"]}
 
     def draw(data, keys):
         return jax.lax.map(lambda key: draw_one(data, key), keys)
@@ -151,26 +181,49 @@ def create_draws(
 
 
 def create_draw(
-    config, num_classes: int, method: Method, batch_size: int, axis_name: str | None = None
+    config,
+    num_classes: int,
+    method: Method,
+    batch_size: int,
+    axis_name: str | None = None,
 ) -> Callable:
     """`(data, key) -> batch` of a method, not compiled; see `batches.draw_batch`."""
-
-    def geometry(fields):
-        return augment.Geometry(**{**fields.to_dict(), "flip_axes": tuple(fields.flip_axes)})
-
-    donors = geometry(config.augment.donor)
+    fields = pool_fields(config, num_classes, method)
     return functools.partial(
         batches.draw_batch,
         batch_size=method.real_batches * batch_size,
         num_synthetic=batch_size if method.sources else 0,
-        geometry=geometry(config.augment.real) if method.augments else None,
-        mask_geometry=geometry(config.augment.mask),
-        synthetic_images=pair_sources.looks_at(method.sources, "images"),
-        donor_geometry=donors if pair_sources.looks_at(method.sources, "donors") else None,
-        num_classes=num_classes,
+        geometry=_geometry(config.augment.real) if method.augments else None,
+        mask_geometry=fields.pop("geometry"),
+        **fields,
         axis_name=axis_name,
         tiles=tiles.create(config.data),
     )
+
+
+def pooled(pool: batches.Pool) -> dict[str, Any]:
+    """The numbers of a pool as data, so that another pool is no other program."""
+    return {"key": jax.random.key_data(pool.key), "logits": pool.logits}
+
+
+def pool_of(numbers: Mapping[str, Any], num_cases: int) -> batches.Pool:
+    """The pool of `pooled`."""
+    return batches.Pool(jax.random.wrap_key_data(numbers["key"]), numbers["logits"], num_cases)
+
+
+def pool_fields(config, num_classes: int, method: Method) -> dict[str, Any]:
+    """What `batches.pool_examples` is told of the synthetic pairs of a method."""
+    donors = _geometry(config.augment.donor)
+    return {
+        "geometry": _geometry(config.augment.mask),
+        "num_classes": num_classes,
+        "synthetic_images": pair_sources.looks_at(method.sources, "images"),
+        "donor_geometry": donors if pair_sources.looks_at(method.sources, "donors") else None,
+    }
+
+
+def _geometry(fields):
+    return augment.Geometry(**{**fields.to_dict(), "flip_axes": tuple(fields.flip_axes)})
 
 
 def create_estimate(

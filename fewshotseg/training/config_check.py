@@ -159,6 +159,9 @@ def _check_combinations(config):
             f"optim.warmup_steps is {config.optim.warmup_steps}: it must be below "
             f"train.num_steps={config.train.num_steps}."
         )
+    betas = tuple(config.feedback.betas)
+    if len(betas) > 1 and (0 not in betas or len(set(betas)) < len(betas)):
+        raise _fault("feedback.betas", betas, "of several, one is 0, and no two are the same")
     _check_outer(config)
 
 

@@ -19,7 +19,7 @@ from fewshotseg.training import devices
 from fewshotseg.training.state import TrainState
 
 # Folded into the seed; never renumber.
-STAGES = {"pretrain": 0, "train": 1, "init": 2, "search": 3, "synthesize": 4}
+STAGES = {"pretrain": 0, "train": 1, "init": 2, "search": 3, "synthesize": 4, "feedback": 5}
 NUM_SAMPLES = 6  # rows of a picture of synthetic pairs
 
 
@@ -202,7 +202,7 @@ def training(
       parts: of the stage 'train'.
       outer: when theta moves.
       draws: `draw(arrays, keys [K])` and `draw_outer(arrays, key)`.
-      arrays: of the training and of the validation cases.
+      arrays: of the training and of the validation cases, as the two draws take them.
       create_estimate: `(inner step, compiled inner step) -> estimate` of `hypergradient`.
       num_steps: its length.
       seed: of the experiment.

@@ -56,7 +56,7 @@ def synthesize(config, workdir: pathlib.Path, output: pathlib.Path, num: int) ->
     name = choose_method(config, predictor.trained_methods(workdir))
     judge = load_judge(workdir)
     data = build_data.create_data(config)
-    _check_split(workdir, data)
+    check_split(workdir, data)
     method = build_pairs.resolve_method(config, name)
     spec = build_parts.create_spec(config, data.num_classes)
     parts = build_parts.create_parts(config, spec, method, "train", axis_name=None)
@@ -205,8 +205,12 @@ def _spacing(affine):
     return () if affine is None else tuple(np.linalg.norm(affine[:3, :3], axis=0).tolist())
 
 
-def _check_split(workdir, data):
-    """Provenance and look-alikes are of the training cases of the run, or of nothing."""
+def check_split(workdir, data):
+    """Provenance and look-alikes are of the training cases of the run, or of nothing.
+
+    Raises:
+      InputError: the data now give others.
+    """
     path = workdir / "splits.json"
     try:
         stored = tuple(json.loads(path.read_text(encoding="utf-8"))["train"])

@@ -2,11 +2,14 @@
 
 import contextlib
 import dataclasses
+import json
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 
-from fewshotseg import figures
+from fewshotseg import figures, files
 from fewshotseg.data import cases, check, nnunet_folds, split_files
 from fewshotseg.results import calibration, evaluate
 from fewshotseg.results.predictor import segmenter_of
@@ -46,7 +49,11 @@ def train_and_evaluate(experiment: Experiment, workdir: pathlib.Path) -> None:
             stage = experiment.pretraining()
             players = run_stage(experiment, stage, workdir / stage.name)[0].players
         theta = search_theta(experiment, name, folder) if method.search else None
-        stage = experiment.training(name, theta)
+        feedback = None
+        if experiment.feedback is not None and method.sources:
+            drawing = players if method.draws else None
+            feedback = weigh_ratings(experiment, name, folder, drawing, theta)
+        stage = experiment.training(name, theta, feedback)
         _, model = run_stage(experiment, stage, folder, players if method.draws else None)
         if devices.is_main():
             weights, origin = segmenter_of(model)
@@ -89,6 +96,40 @@ def search_theta(experiment: Experiment, name: str, folder: pathlib.Path):
         bar.total = bar.n  # a search without evidence ends early
     jax.clear_caches()
     return theta
+
+
+def weigh_ratings(
+    experiment: Experiment, name: str, folder: pathlib.Path, players=None, theta=None
+):
+    """What a method makes of the ratings, as feedback.json in its folder says; None if nothing."""
+    path = folder / "feedback.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if known is None:
+        print(f"{name}: weighing the ratings, by trials if there is a choice ...", flush=True)
+    choice = experiment.feedback(name, players, theta, known)
+    if devices.is_main():
+        files.write_json(path, choice.record)
+        print(f"{name}: {describe_ratings(choice.record)}", flush=True)
+    return choice.feedback
+
+
+def describe_ratings(record: Mapping[str, Any]) -> str:
+    """feedback.json in a sentence."""
+    reward = record["reward"]
+    auc = reward["auc"] if reward and reward["auc"] is not None else float("nan")
+    model = (
+        f"accepted and rejected told apart with an AUC of {auc:.2f}"
+        if reward
+        else f"too few, or all the same, for a model (at least {record['min_ratings']})"
+    )
+    tried = ""
+    if record["losses"]:
+        tried = (
+            f", chosen on validation cases held out (loss {record['difference']:+.4f} with the ratings, "
+            f"standard error {record['error']:.4f})"
+        )
+    used = "" if record["beta"] else ": they are not used"
+    return f"{record['ratings']} ratings, {model}; beta {record['beta']:g}{tried}{used}."
 
 
 def time_stages(experiment: Experiment) -> list[timing.Timing]:

@@ -52,7 +52,7 @@ class Guard:
             send, _headers("" if self._bad_host(request) else request.headers["host"])
         )
         token = request.query_params.get("token")
-        if refusal and not self._bad_host(request) and scope["method"] == "GET" and token:
+        if not self._bad_host(request) and scope["method"] == "GET" and token:
             if hmac.compare_digest(token.encode(), self.token.encode()):
                 response = RedirectResponse("/", 303)  # the history keeps no token
                 response.set_cookie(

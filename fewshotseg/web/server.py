@@ -1,8 +1,8 @@
-"""The local server of the live page. Nothing is kept: no picture is written, no request is logged."""
+"""The local servers of the pages, and the live page: nothing of it is kept, no request is logged."""
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import anyio
 import uvicorn
@@ -52,17 +52,12 @@ def create_app(predictor: Predictor, name: str) -> Starlette:
         "max_megapixels": live.MAX_MEGAPIXELS,
     }
 
-    async def page(request: Request) -> Response:
-        file, kind = PAGES[request.url.path]
-        return Response((STATIC / file).read_bytes(), media_type=kind)
-
     async def describe(request: Request) -> Response:
         return JSONResponse(about)
 
     async def predict(request: Request) -> Response:
         try:
-            async with asyncio.timeout(BODY_SECONDS):
-                data = await _read_body(request)
+            data = await read_body(request, live.MAX_BODY)
         except TimeoutError:
             return JSONResponse({"error": "The picture took too long to arrive."}, 408)
         if data is None:
@@ -86,30 +81,46 @@ def create_app(predictor: Predictor, name: str) -> Starlette:
         except WebSocketDisconnect:
             pass
 
-    routes = [Route(path, page) for path in PAGES]
-    routes += [
+    routes = [
+        *static_routes(PAGES),
         Route("/model.json", describe),
         Route("/predict", predict, methods=["POST"]),
         WebSocketRoute("/frames", frames),
     ]
-    return Starlette(routes=routes, exception_handlers={Exception: _hide})
+    return Starlette(routes=routes, exception_handlers={Exception: hide})
 
 
-async def _read_body(request: Request) -> bytes | None:
-    """None as soon as it is too long."""
+def static_routes(pages: Mapping[str, tuple[str, str]]) -> list[Route]:
+    """Routes to files of the package: path -> (name, media type)."""
+
+    async def page(request: Request) -> Response:
+        file, kind = pages[request.url.path]
+        return Response((STATIC / file).read_bytes(), media_type=kind)
+
+    return [Route(path, page) for path in pages]
+
+
+async def read_body(request: Request, most: int) -> bytes | None:
+    """The body of a request; None as soon as it is longer than `most` bytes.
+
+    Raises:
+      TimeoutError: it takes longer than `BODY_SECONDS`.
+    """
     announced = request.headers.get("content-length", "0")
-    if not announced.isdigit() or int(announced) > live.MAX_BODY:
+    if not announced.isdigit() or int(announced) > most:
         return None
     parts, total = [], 0
-    async for part in request.stream():
-        total += len(part)
-        if total > live.MAX_BODY:
-            return None
-        parts.append(part)
+    async with asyncio.timeout(BODY_SECONDS):
+        async for part in request.stream():
+            total += len(part)
+            if total > most:
+                return None
+            parts.append(part)
     return b"".join(parts)
 
 
-async def _hide(request: Request, error: Exception) -> Response:
+async def hide(request: Request, error: Exception) -> Response:
+    """The answer to whoever asked for what failed."""
     return JSONResponse({"error": "This went wrong here; the terminal says how."}, 500)
 
 
@@ -142,17 +153,15 @@ class ImpatientProtocol(H11Protocol):
 
 
 def serve(
-    predictor: Predictor,
-    name: str,
+    app: Starlette,
     host: str = "127.0.0.1",
     port: int = 0,
     log: Callable[[str], None] = print,
 ) -> None:
-    """Serves the live page until Ctrl-C.
+    """Serves a page until Ctrl-C.
 
     Args:
-      predictor: the model.
-      name: of the model, for the page.
+      app: the page, see `create_app`.
       host: to listen on.
       port: likewise; 0 for any that is free.
       log: receives the address.
@@ -169,7 +178,7 @@ def serve(
         except OSError as error:
             raise InputError(f"--host={host} --port={port}: {error.strerror}.") from error
         port = listening.getsockname()[1]
-        guard = security.Guard(create_app(predictor, name), host, port)
+        guard = security.Guard(app, host, port)
         shown = f"[{host}]" if ":" in host else host
         log(f"{PLAIN_PURPOSE} Ctrl-C ends it.\nOpen http://{shown}:{port}/?token={guard.token}")
         create_server(guard).run(sockets=[listening])

@@ -58,3 +58,43 @@ def test_seconds_include_the_search(tmp_path):
 def test_a_search_that_still_runs_is_left_out(tmp_path):
     running = {"trials": [{"loss": 1.0}]}
     assert not decisions.decision_table([_run(tmp_path, running)]).rows
+
+
+_FEEDBACK = {
+    "ratings": 80,
+    "raters": {
+        "ann": {"repeats": 6, "same": 5, "real": 4, "real_accepted": 3.5},
+        "bob": {"repeats": 1, "same": 1, "real": 2, "real_accepted": 2.0},
+    },
+    "reward": {"auc": 0.914},
+    "beta": 1.0,
+    "losses": {"0": 0.9, "1": 0.8},
+    "difference": -0.1,
+    "error": 0.02,
+}
+
+
+def _feedback_rows(tmp_path, **changed):
+    _run(tmp_path, _RECORD)
+    content = json.dumps({**_FEEDBACK, **changed})
+    (tmp_path / "mixture_searched" / "feedback.json").write_text(content)
+    return decisions.feedback_table([inputs.read_run(tmp_path)]).rows
+
+
+def test_what_ratings_did_is_said(tmp_path):
+    (row,) = _feedback_rows(tmp_path / "a")
+    assert row[1:] == (
+        "80", "2", "6 of 7", "5.5 of 6", "0.91", "1", "-0.100 ± 0.020",
+        "used: they help on cases held out",
+    )  # fmt: skip
+    (row,) = _feedback_rows(tmp_path / "b", beta=0.0, difference=0.05)
+    assert row[6] == "0" and "they hurt" in row[-1]
+    (row,) = _feedback_rows(tmp_path / "c", beta=0.0, difference=-0.01)
+    assert "no evidence" in row[-1]
+    (row,) = _feedback_rows(tmp_path / "d", losses={}, difference=None, error=None)
+    assert row[7] == "–" and "nothing was tried" in row[-1]
+    (row,) = _feedback_rows(tmp_path / "g", reward={"auc": None})  # nothing was rejected
+    assert row[5] == "–" and "they help" in row[-1]
+    (row,) = _feedback_rows(tmp_path / "e", reward=None)
+    assert row[5] == "–" and "too few" in row[-1]
+    assert not decisions.feedback_table([_run(tmp_path / "f", _RECORD)]).rows

@@ -3,7 +3,6 @@
 import io
 import pathlib
 import re
-import shutil
 import time
 
 import numpy as np
@@ -13,51 +12,11 @@ from serving import grey_levels, make_predictor, running
 
 from fewshotseg.results.predictor import segment_images
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine")
-FLAGS = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as started:
-        found = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield found
-        found.close()
-
 
 @pytest.fixture(scope="module")
 def site():
     with running() as found:
         yield found
-
-
-@pytest.fixture
-def visit(browser):
-    """Opens the page of a server; at the end, nothing was asked of anyone else, nothing went wrong."""
-    contexts, asked, wrong, addresses = [], [], [], []
-
-    def open_page(site, **size):
-        guard, address = site
-        context = browser.new_context(viewport=size or {"width": 1280, "height": 800})
-        contexts.append(context)
-        addresses.append(address)
-        context.on("request", lambda request: asked.append(request.url))
-        page = context.new_page()
-        page.on("websocket", lambda opened: asked.append(opened.url.replace("ws", "http", 1)))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("console", lambda line: wrong.append(line.text) if line.type == "error" else None)
-        page.goto(f"{address}/?token={guard.token}")
-        page.locator("body[data-ready=yes]").wait_for()
-        assert page.url == f"{address}/"
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not [url for url in asked if not url.startswith((*addresses, "blob:", "data:"))]
-    assert not wrong
 
 
 def _save(path, height=40, width=60, bright=100):

@@ -150,6 +150,8 @@ def test_the_token_is_swapped_for_a_cookie(site):
         assert "httponly" in cookie and "samesite=strict" in cookie
         assert guard.token not in response.headers["set-cookie"]
         assert client.get("/").status_code == 200 and "fewshotseg" in client.get("/").text
+        again = client.get("/", params={"token": guard.token})  # in a second tab
+        assert again.status_code == 303 and again.headers["location"] == "/"
         client.cookies.clear()
         client.cookies.set(next(iter(response.cookies)), "forged")
         assert client.get("/").status_code == 403
@@ -374,4 +376,4 @@ def test_a_port_that_is_taken():
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=f"--port={port}"):
-            server.serve(make_predictor(), "a model", port=port)
+            server.serve(server.create_app(make_predictor(), "a model"), port=port)

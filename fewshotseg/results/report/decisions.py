@@ -1,4 +1,4 @@
-"""What a search for outer variables decided, and on what evidence, in words."""
+"""What a search for outer variables, and what the ratings of people decided, and on what evidence."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,6 +35,58 @@ def decision_table(runs: Sequence[Run]) -> Table:
         "the images held out when the outer variable grows, over its standard error: below 0, more of "
         "it predicts unseen images better. p is adjusted for the number of outer variables. Shares are "
         "the weights of the sources of synthetic pairs.",
+    )
+
+
+def feedback_table(runs: Sequence[Run]) -> Table:
+    """A row for every training that was given ratings."""
+    several = len(runs) > 1
+    rows = []
+    for run in runs:
+        for method, record in run.feedback.items():
+            lead = (f"{run.experiment.title}, seed {run.seed}",) if several else ()
+            rows.append((*lead, method, *_ratings(record)))
+    lead = ("run",) if several else ()
+    header = ("method", "ratings", "raters", "same again", "real accepted", "AUC", "beta")
+    return Table(
+        "What the ratings did",
+        (*lead, *header, "loss held out", "what that means"),
+        tuple(rows),
+        len(lead) + 1,
+        "Same again: pairs shown twice that got the same answer. Real accepted: hidden real images. AUC: "
+        "how well a model of the ratings tells accepted from rejected pairs that it has not seen. beta: "
+        "weight of the ratings in the outer loss; at 0, none of them are used. Loss held out: with the "
+        "ratings, less that without, on validation cases that the trials did not use, and its standard "
+        "error.",
+    )
+
+
+def _ratings(record: Mapping[str, Any]) -> tuple[str, ...]:
+    raters = record["raters"].values()
+    repeats, same, real, accepted = (
+        sum(rater[key] for rater in raters) for key in ("repeats", "same", "real", "real_accepted")
+    )
+    tried, beta = bool(record["losses"]), record["beta"]
+    auc = record["reward"]["auc"] if record["reward"] else None
+    if not record["reward"]:
+        meaning = "no model of the ratings: too few, or all the same"
+    elif not tried:
+        meaning = "beta was given, nothing was tried"
+    elif beta:
+        meaning = "used: they help on cases held out"
+    elif record["difference"] > 0:
+        meaning = "not used: they hurt on cases held out"
+    else:
+        meaning = "not used: no evidence that they help"
+    return (
+        str(record["ratings"]),
+        str(len(raters)),
+        f"{same} of {repeats}" if repeats else "–",
+        f"{accepted:g} of {real}" if real else "–",
+        f"{auc:.2f}" if auc is not None else "–",
+        f"{beta:g}",
+        f"{record['difference']:+.3f} ± {record['error']:.3f}" if tried else "–",
+        meaning,
     )
 
 

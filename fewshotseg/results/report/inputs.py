@@ -74,6 +74,7 @@ class Run:
       searches: by method, what its search for outer variables found (`training/search.py`).
       calibrations: of calibration.json, by method.
       pairs: of synthetic_pairs.json, by method.
+      feedback: of feedback.json, by method: what it made of people's ratings.
     """
 
     workdir: pathlib.Path
@@ -92,6 +93,7 @@ class Run:
     searches: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
     calibrations: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
     pairs: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
+    feedback: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -215,6 +217,7 @@ def read_run(workdir: pathlib.Path) -> Run:
         summaries, thresholds, tuple(missing), searches=_read_searches(workdir, logs),
         calibrations=_read_by_method(workdir, logs, "calibration.json"),
         pairs=_read_by_method(workdir, logs, "synthetic_pairs.json"),
+        feedback=_read_by_method(workdir, logs, "feedback.json"),
     )  # fmt: skip
 
 

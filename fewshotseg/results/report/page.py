@@ -114,6 +114,7 @@ def _collect(workdirs) -> _Found:
         tables.comparison_table(comparisons),
         decisions.decision_table(runs),
         synthetic.pair_table(runs),
+        decisions.feedback_table(runs),
     ]
     verdicts = advice.verdicts(runs, scores, comparisons)
     return _Found(runs, scores, comparisons, made, verdicts, advice.handovers(scores))
