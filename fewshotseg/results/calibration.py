@@ -7,6 +7,7 @@ possible. Where 0.5 is the threshold, it moves no mask at the size of the networ
 import dataclasses
 import json
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import optimize, special
@@ -39,19 +40,21 @@ class Calibration:
     ece_after: float
 
 
-def fit(probabilities: np.ndarray, masks: np.ndarray) -> Calibration:
+def fit(probabilities: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> Calibration:
     """The temperature with the least negative log-likelihood, within `LIMITS`.
 
     Args:
-      probabilities: float `[N, *spatial, K]` in [0, 1], see `Predictor`, without a temperature.
-      masks: uint8 `[N, *spatial]` of class ids; what is to be ignored in them is.
+      probabilities: of every image, float `[*spatial, K]` in [0, 1], see `Predictor`, without a
+        temperature.
+      masks: likewise, uint8 `[*spatial]` of class ids; what is to be ignored in them is.
     """
-    targets = np.asarray(masks).ravel()
+    targets = np.concatenate([np.ravel(mask) for mask in masks])
     step = -(-targets.size // MOST_PIXELS)
     targets = targets[::step]
     counted = labels.counts(targets)
     targets = targets[counted]
-    logits = _logits(probabilities.reshape(-1, probabilities.shape[-1])[::step][counted])
+    flat = np.concatenate([p.reshape(-1, p.shape[-1]) for p in probabilities])
+    logits = _logits(flat[::step][counted])
 
     def loss(log_temperature):
         return _loss(logits / np.exp(log_temperature), targets)

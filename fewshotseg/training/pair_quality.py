@@ -34,11 +34,12 @@ def measure(
       name: of the method.
 
     Returns:
-      What FILE holds; None where there is nothing to measure: no pairs are made, or none wanted.
+      What FILE holds; None where there is nothing to measure: no pairs are made, none wanted, or they
+      are of tiles, which no thumbnail of a training image is like.
     """
     method = build_pairs.resolve_method(config, name)
     num = config.evaluate.num_pairs
-    if not (method.sources and num):
+    if not (method.sources and num) or data.tiles:
         return None
     model, _ = checkpoint.load_model(workdir / name / "checkpoints")
     judge = synthesize.load_judge(workdir)

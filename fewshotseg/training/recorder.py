@@ -3,7 +3,7 @@
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -222,22 +222,24 @@ class Recorder:
 
 def validation_dice(experiment: Experiment, segment: Callable, params: Any) -> float:
     """Mean Dice of some weights over the validation cases, at the scale of the network."""
-    data, threshold, classes = experiment.data, experiment.threshold, experiment.data.num_classes
-    images, masks = (data.validation[name] for name in ("image", "mask"))
-    if data.tiles:
-        found = _in_tiles(experiment, functools.partial(segment, params))
-    else:
-        found = zip(segment(params, images), masks, strict=True)
+    threshold, classes = experiment.threshold, experiment.data.num_classes
     rows = [
         metrics.case_metrics(canvas.probabilities_to_mask(p, threshold), m, classes)
-        for p, m in found
+        for p, m in segmented_validation(experiment, segment, params)
     ]
     return metrics.mean_dice(rows)
 
 
-def _in_tiles(experiment, predict):
-    """Probabilities and masks of the validation cases, one after the other, each of its own size."""
-    data, batch_size = experiment.data, experiment.evaluation.batch_size
+def segmented_validation(
+    experiment: Experiment, segment: Callable, params: Any
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Probabilities `[*spatial, K]` and mask of every validation case, at the scale of the network."""
+    data = experiment.data
+    if not data.tiles:
+        images, masks = (data.validation[name] for name in ("image", "mask"))
+        yield from zip(segment(params, images), masks, strict=True)
+        return
+    predict, batch_size = functools.partial(segment, params), experiment.evaluation.batch_size
     for image, mask, extent in zip(*map(data.validation.get, _SCALED), strict=True):
         whole = tuple(slice(0, n) for n in extent)
         yield sliding.segment_scaled(predict, image[whole], data.tiles, batch_size), mask[whole]

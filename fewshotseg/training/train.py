@@ -17,7 +17,7 @@ from fewshotseg.runs import folder as run_folder
 from fewshotseg.runs import log as log_lib
 from fewshotseg.training import devices, loop, search, timing
 from fewshotseg.training.build import Experiment
-from fewshotseg.training.recorder import Recorder
+from fewshotseg.training.recorder import Recorder, segmented_validation
 from fewshotseg.training.stages import Stage
 
 
@@ -57,8 +57,8 @@ def train_and_evaluate(experiment: Experiment, workdir: pathlib.Path) -> None:
         _, model = run_stage(experiment, stage, folder, players if method.draws else None)
         if devices.is_main():
             weights, origin = segmenter_of(model)
-            images, masks = (data.validation[key] for key in ("image", "mask"))
-            found = calibration.fit(stage.segment(weights, images), masks)
+            segmented = segmented_validation(experiment, stage.segment, weights)
+            found = calibration.fit(*zip(*segmented, strict=True))
             calibration.write(found, folder, int(model["step"]))
             predictor = experiment.create_predictor(
                 weights,
