@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import importlib.util
-import json
 import os
 import pathlib
 from typing import Any
@@ -81,13 +80,13 @@ def _alone_in(workdir):
 
 def train(config, flags) -> None:
     from fewshotseg.runs import folder
-    from fewshotseg.training import config_check, devices
+    from fewshotseg.training import budget, config_check, devices
     from fewshotseg.training import train as train_lib
 
     workdir = pathlib.Path(flags.workdir)
     config_check.check_config(config)
     with _alone_in(workdir):
-        experiment = _planned(config, workdir, flags.minutes)
+        experiment = budget.plan(config, workdir, flags.minutes)
         if devices.is_main():
             folder.write(config, workdir)
             where = f"{folder.device()}, results in {workdir}"
@@ -95,52 +94,6 @@ def train(config, flags) -> None:
         train_lib.train_and_evaluate(experiment, workdir)
         if devices.is_main():
             _report([workdir])
-
-
-def _planned(config, workdir, minutes):
-    """The experiment, after saying how long it will take; with `minutes`, with the steps that fit.
-
-    A budget changes `config`. It is kept in budget.json, so that the same command continues the run.
-    """
-    from fewshotseg import files
-    from fewshotseg.runs import folder
-    from fewshotseg.training import build, devices, timing
-    from fewshotseg.training import train as train_lib
-
-    stages, budget = ("pretrain", "train"), workdir / "budget.json"
-    if minutes and budget.exists():
-        stored = json.loads(budget.read_text())
-        if stored["minutes"] == minutes:
-            for stage in stages:
-                config[stage].num_steps = stored[stage]
-        return build.build(config)
-    experiment = build.build(config)
-    together = devices.process_count() > 1
-    if minutes and (together or folder.is_trained(workdir)):
-        reason = "runs in one process" if together else f"is for a new run, and {workdir} holds one"
-        raise errors.InputError(f"--minutes {reason}: leave it out.")
-    known = together or folder.is_trained(workdir)
-    if known or not (
-        minutes or config.compilation_cache
-    ):  # without a cache, all would compile twice
-        return experiment
-    print("Timing one step of everything, which compiles it ...", flush=True)
-    timings = train_lib.time_stages(experiment)
-    print(timing.describe(timings), flush=True)
-    share = timing.fitting_share(timings, 60 * minutes) if minutes else 1.0
-    if share == 1.0:
-        return experiment
-    for stage in stages:
-        config[stage].num_steps = max(1, int(share * config[stage].num_steps))
-    config.optim.warmup_steps = min(config.optim.warmup_steps, config.train.num_steps - 1)
-    steps = {stage: config[stage].num_steps for stage in stages}
-    print(
-        f"Into {minutes:g} minutes fit {steps['pretrain']} steps of the generator and {steps['train']} "
-        f"of the segmenter, {100 * share:.0f} % of those planned.",
-        flush=True,
-    )
-    files.write_json(budget, {"minutes": minutes, **steps})
-    return build.build(config)
 
 
 def evaluate(config, flags) -> None:
