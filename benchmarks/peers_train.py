@@ -144,6 +144,7 @@ def train_smp(cases, args):
     images, masks = cases["train_images"], cases["train_masks"]
     network = smp.Unet("tu-tf_efficientnet_lite0", encoder_weights=None, in_channels=3, classes=1)
     load_encoder(network.encoder, dict(np.load(args.encoder)))
+    network.to(memory_format=torch.channels_last)  # a seventh faster on a core
     one_of = albumentations.OneOf
     augment = albumentations.Compose(
         [
@@ -189,7 +190,8 @@ def train_smp(cases, args):
         drawn = [augment(image=_colour(images[i]), mask=masks[i]) for i in indices]
         x = _scaled(np.stack([d["image"] for d in drawn]), 1.0)
         y = np.stack([d["mask"] for d in drawn])[:, None].astype(np.float32)
-        return torch.from_numpy(x), torch.from_numpy(y)
+        x = torch.from_numpy(x).contiguous(memory_format=torch.channels_last)
+        return x, torch.from_numpy(y)
 
     def loss(logits, y):
         return dice(logits, y) + entropy(logits, y)
@@ -234,7 +236,7 @@ def train_nnunet(cases, args):
     import torch
     from nnunetv2.experiment_planning import plan_and_preprocess_api as planning
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.run.run_training import get_trainer_from_args
 
     name, device = "Dataset001_Peers", torch.device("cpu")
     split = _write_raw(cases, files / "raw" / name)
@@ -243,11 +245,8 @@ def train_nnunet(cases, args):
     planning.preprocess([1], configurations=["2d"], num_processes=[1])
     home = files / "preprocessed" / name
     (home / "splits_final.json").write_text(json.dumps([split]))
-    plans, dataset = (
-        json.loads((home / file).read_text()) for file in ("nnUNetPlans.json", "dataset.json")
-    )
     os.environ["nnUNet_n_proc_DA"] = "0"  # its batches are made in this process, whose time counts
-    trainer = nnUNetTrainer(plans, "2d", 0, dataset, device=device)
+    trainer = get_trainer_from_args(name, "2d", 0, device=device)
     trainer.on_train_start()
     trainer.network.train()
 
@@ -261,8 +260,9 @@ def train_nnunet(cases, args):
     trainer.set_deep_supervision_enabled(False)
     predictor = nnUNetPredictor(device=device, perform_everything_on_device=False)
     predictor.manual_initialization(
-        trainer.network, trainer.plans_manager, trainer.configuration_manager, None, dataset,
-        "nnUNetTrainer", trainer.inference_allowed_mirroring_axes,
+        trainer.network, trainer.plans_manager, trainer.configuration_manager,
+        [trainer.network.state_dict()], trainer.dataset_json, "nnUNetTrainer",
+        trainer.inference_allowed_mirroring_axes,
     )  # fmt: skip
     predictor.network.eval()
 
