@@ -201,11 +201,12 @@ report = FOLDER / "run" / "report.html"
 print(f"report.html: {report.stat().st_size / 2**20:.1f} MiB, of everything in the run:")
 for path in sorted((FOLDER / "run").iterdir()):
     print("  ", path.name + ("/" if path.is_dir() else ""))
-worst = sorted((FOLDER / "run" / "real_only" / "evaluation").rglob("*.png"))
-figure, axes = plt.subplots(1, min(4, len(worst)), figsize=(11, 3.2), squeeze=False)
-for axis, path in zip(axes[0], worst, strict=False):
+examples = sorted((FOLDER / "run" / "real_only" / "evaluation" / "test").rglob("*.png"))
+figure, axes = plt.subplots(1, len(examples), figsize=(13, 2.8), squeeze=False)
+for axis, path in zip(axes[0], examples, strict=True):
     with Image.open(path) as image:
         axis.imshow(np.asarray(image.convert("RGB")))
+    axis.set_title(path.stem.partition("_phantom")[0].replace("_", " "), fontsize=9)
     axis.axis("off")
 figure.tight_layout()
 plt.show()

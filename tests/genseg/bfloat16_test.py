@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import tiny
 
+from configs import default
 from fewshotseg import hypergradient
+from fewshotseg.models import factory
+from fewshotseg.training import build_pairs, build_parts, stages
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 K = 2
@@ -66,3 +69,44 @@ def test_weights_and_hypergradient_are_float32_and_point_where_those_of_float32_
     start = _problem(jnp.float32)[1][1]["generator"].params
     steps = [tiny.along(params, start, -1.0) for params in moved]
     assert tiny.dot(*steps) / (tiny.norm(steps[0]) * tiny.norm(steps[1])) > 0.99
+
+
+# --- Every network there is, from a configuration --------------------------------------------------
+
+BLOCKS = ("segmenter", *dict.fromkeys(n for row in build_pairs.FAMILIES.values() for n in row.networks))
+
+
+def _traced_step(arg):
+    """The program of one inner step with every network in bfloat16."""
+    config = default.get_config(f"runlocal,{arg}")
+    for block in BLOCKS:
+        config[block][config[block].name].dtype = "bfloat16"
+    config.segmenter.efficient_unet.weights = ""  # those of ImageNet may not be installed
+    spec = factory.Spec(2, (16, 16), 3, ("encoder", "decoder"))
+    method = build_pairs.resolve_method(config, "end2end")
+    parts = build_parts.create_parts(config, spec, method, "train", axis_name=None)
+    step = stages.create_inner_step(parts, stages.moving_players(parts, method))
+    players = {**stages.init_family(parts, 0), "segmenter": stages.init_segmenter(parts, 0)}
+    batch = tiny.make_batch(np.random.default_rng(0), (2,), 16, np.float32)
+    for kind in ("", "synthetic_", "donor_"):
+        batch[f"{kind}image"] = jnp.repeat(batch["image"], 3, -1)
+        batch[f"{kind}mask"] = batch["mask"]
+        batch[f"{kind}case"] = jnp.arange(2)
+    program = jax.make_jaxpr(step)(players, parts.theta, batch, jax.random.key(0))
+    return program.jaxpr
+
+
+@pytest.mark.parametrize(
+    "arg",
+    [f"family={name}" for name in build_pairs.FAMILIES]
+    + [f"segmenter={name}" for name in factory.SEGMENTERS if name != "unet"],
+)
+def test_no_network_leaves_bfloat16_between_its_layers(arg):
+    used = [
+        (equation.primitive.name, {v.aval.dtype.name for v in (*equation.invars, *equation.outvars)})
+        for jaxpr in _jaxprs(_traced_step(arg))
+        for equation in jaxpr.eqns
+        if equation.primitive.name in ("conv_general_dilated", "dot_general")
+    ]
+    assert sum(name == "conv_general_dilated" for name, _ in used) > 10
+    assert {t for name, types in used if name == "conv_general_dilated" for t in types} == {"bfloat16"}
