@@ -73,7 +73,10 @@ def test_weights_and_hypergradient_are_float32_and_point_where_those_of_float32_
 
 # --- Every network there is, from a configuration --------------------------------------------------
 
-BLOCKS = ("segmenter", *dict.fromkeys(n for row in build_pairs.FAMILIES.values() for n in row.networks))
+BLOCKS = (
+    "segmenter",
+    *dict.fromkeys(n for row in build_pairs.FAMILIES.values() for n in row.networks),
+)
 
 
 def _traced_step(arg):
@@ -103,10 +106,15 @@ def _traced_step(arg):
 )
 def test_no_network_leaves_bfloat16_between_its_layers(arg):
     used = [
-        (equation.primitive.name, {v.aval.dtype.name for v in (*equation.invars, *equation.outvars)})
+        (
+            equation.primitive.name,
+            {v.aval.dtype.name for v in (*equation.invars, *equation.outvars)},
+        )
         for jaxpr in _jaxprs(_traced_step(arg))
         for equation in jaxpr.eqns
         if equation.primitive.name in ("conv_general_dilated", "dot_general")
     ]
     assert sum(name == "conv_general_dilated" for name, _ in used) > 10
-    assert {t for name, types in used if name == "conv_general_dilated" for t in types} == {"bfloat16"}
+    assert {t for name, types in used if name == "conv_general_dilated" for t in types} == {
+        "bfloat16"
+    }
