@@ -11,8 +11,8 @@ from fewshotseg.data import canvas
 from fewshotseg.data.tiles import Tiles
 from fewshotseg.errors import InputError
 from fewshotseg.models import factory
+from fewshotseg.results import export, sliding
 from fewshotseg.results import predictor as predictors
-from fewshotseg.results import sliding
 
 SHAPES = [(40, 23), (12, 30, 17)]
 
@@ -86,6 +86,12 @@ def test_one_tile_that_holds_all_is_the_whole(unet):
     (wanted,) = predictors.probabilities_of(whole, [padded], ["a"], 2)
     (found,) = predictors.probabilities_of(tiled, [small], ["a"], 2)
     np.testing.assert_array_equal(found, wanted[2:-3, 1:-2])
+
+
+def test_a_model_of_tiles_is_not_exported(unet, tmp_path):
+    with pytest.raises(InputError, match="sees images in tiles, and export is for models that see"):
+        export.export_model(unet[1], tmp_path / "model", {})
+    assert not (tmp_path / "model").exists()
 
 
 def test_large_images_go_through_in_tiles_and_keep_their_size(unet):

@@ -160,6 +160,16 @@ def test_the_last_method_that_makes_pairs_counts_or_the_one_that_is_named():
         choose(config, ["real_only", "copy_paste"])
 
 
+def test_a_run_in_tiles_is_refused(tmp_path):
+    config = toy_config.get_config()
+    config.data.fit = "tiles"
+    with pytest.raises(
+        errors.InputError, match="data.fit is 'tiles': synthesize writes pairs of whole"
+    ):
+        synthesize.synthesize(config, tmp_path / "run", tmp_path / "out", 3)
+    assert not (tmp_path / "out").exists()
+
+
 def test_every_beginning_has_the_shares():
     shares = [0.5, 0.3, 0.2, 0.0]
     order = synthetic_pairs.interleave(shares, 40)
