@@ -94,14 +94,14 @@ log = {"steps": 12, "cpu_seconds": 30.1, "packages": {"stub": "1.0"}}
 
 @pytest.fixture
 def run(tmp_path):
-    """The folder of a run that has drawn its split: bright rectangles, 16 px, seen at 8."""
+    """The folder of a run that has drawn its split: bright, upright rectangles, 16 px, seen at 8."""
     rng, ids = np.random.default_rng(0), [f"case{i}" for i in range(8)]
     for folder in ("images", "masks"):
         (tmp_path / folder).mkdir()
     for case in ids:
         row, column = 2 * rng.integers(0, 4, 2)
         mask = np.zeros((16, 16), np.uint8)
-        mask[row : row + 8, column : column + 8] = 255
+        mask[row : row + 8, column : column + 4] = 255
         Image.fromarray(mask).save(tmp_path / "masks" / f"{case}.png")
         Image.fromarray(mask // 255 * 150 + 50).save(tmp_path / "images" / f"{case}.png")
     block = dict(
