@@ -73,7 +73,10 @@ def test_weights_and_hypergradient_are_float32_and_point_where_those_of_float32_
 
 # --- Every network there is, from a configuration --------------------------------------------------
 
-BLOCKS = ("segmenter", *dict.fromkeys(n for row in build_pairs.FAMILIES.values() for n in row.networks))
+BLOCKS = (
+    "segmenter",
+    *dict.fromkeys(n for row in build_pairs.FAMILIES.values() for n in row.networks),
+)
 
 
 def _traced_step(arg):
@@ -86,11 +89,13 @@ def _traced_step(arg):
     method = build_pairs.resolve_method(config, "end2end")
     parts = build_parts.create_parts(config, spec, method, "train", axis_name=None)
     step = stages.create_inner_step(parts, stages.moving_players(parts, method))
-    players = {**stages.init_family(parts, 0), "segmenter": stages.init_segmenter(parts, 0)}
+    players = jax.eval_shape(
+        lambda: {**stages.init_family(parts, 0), "segmenter": stages.init_segmenter(parts, 0)}
+    )
     batch = tiny.make_batch(np.random.default_rng(0), (2,), 16, np.float32)
+    images, masks = jnp.repeat(batch["image"], 3, -1), batch["mask"]
     for kind in ("", "synthetic_", "donor_"):
-        batch[f"{kind}image"] = jnp.repeat(batch["image"], 3, -1)
-        batch[f"{kind}mask"] = batch["mask"]
+        batch[f"{kind}image"], batch[f"{kind}mask"] = images, masks
         batch[f"{kind}case"] = jnp.arange(2)
     program = jax.make_jaxpr(step)(players, parts.theta, batch, jax.random.key(0))
     return program.jaxpr
@@ -103,10 +108,15 @@ def _traced_step(arg):
 )
 def test_no_network_leaves_bfloat16_between_its_layers(arg):
     used = [
-        (equation.primitive.name, {v.aval.dtype.name for v in (*equation.invars, *equation.outvars)})
+        (
+            equation.primitive.name,
+            {v.aval.dtype.name for v in (*equation.invars, *equation.outvars)},
+        )
         for jaxpr in _jaxprs(_traced_step(arg))
         for equation in jaxpr.eqns
         if equation.primitive.name in ("conv_general_dilated", "dot_general")
     ]
     assert sum(name == "conv_general_dilated" for name, _ in used) > 10
-    assert {t for name, types in used if name == "conv_general_dilated" for t in types} == {"bfloat16"}
+    assert {t for name, types in used if name == "conv_general_dilated" for t in types} == {
+        "bfloat16"
+    }
