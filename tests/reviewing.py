@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from fewshotseg import errors
-from fewshotseg.training import review
+from fewshotseg.training import review, review_choice
 
 SIZE = 32
 ABOUT = {"seed": 0, "method": "end2end", "checkpoint": "c" * 16, "theta": "t" * 16}
@@ -23,7 +23,7 @@ def make_pair(number, kind="synthetic"):
     source = "" if kind == "real" else "generator"
     where = -1 if kind == "real" else number
     case = f"case{number}"
-    return review.Pair(
+    return review_choice.Pair(
         image, mask, kind, source, where, (case,), numbers.normal(), numbers.normal(size=4)
     )
 

@@ -20,6 +20,7 @@ from fewshotseg.training import (
     fit_reward,
     pool_pairs,
     review,
+    review_choice,
     synthesize,
 )
 
@@ -54,7 +55,7 @@ def create_session(config, workdir: pathlib.Path) -> review.Session:
     center, scale = real_features.mean(0), np.maximum(real_features.std(0), 1e-2)
     weights, ids = model["players"]["segmenter"], data.split.train
     influence = functools.partial(
-        review.influence,
+        review_choice.influence,
         parts.networks["segmenter"].apply,
         weights,
         validation=data.validation,
@@ -65,7 +66,7 @@ def create_session(config, workdir: pathlib.Path) -> review.Session:
         described = (fit_reward.features_of(pixels, images, masks) - center) / scale
         moved = influence(pairs=(images, masks))
         return [
-            review.Pair(
+            review_choice.Pair(
                 np.ascontiguousarray(pictures.to_uint8(image)[..., : images.shape[-1]]),
                 np.ascontiguousarray(mask, np.uint8),
                 kind,
@@ -138,6 +139,6 @@ def create_session(config, workdir: pathlib.Path) -> review.Session:
     )
 
 
-def _unique(pairs: list[review.Pair]) -> list[review.Pair]:
+def _unique(pairs: list[review_choice.Pair]) -> list[review_choice.Pair]:
     """Each content once."""
     return list({pair.name: pair for pair in pairs}.values())

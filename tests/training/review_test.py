@@ -1,5 +1,6 @@
 """What is shown for rating and what is kept of the answers; influence against a step that is taken."""
 
+import dataclasses
 import json
 
 import jax
@@ -16,7 +17,7 @@ from fewshotseg.genseg import losses
 from fewshotseg.models import factory
 from fewshotseg.runs import checkpoint
 from fewshotseg.runs import ratings as store
-from fewshotseg.training import build, build_pairs, build_review, feedback, review
+from fewshotseg.training import build, build_pairs, build_review, feedback, review_choice
 
 
 def answer(session, item, reply="accept", rater="ann", tab="t", tags=()):
@@ -135,14 +136,14 @@ def test_the_most_telling_pairs_come_first_and_unlike_ones_after_them():
     place = [np.zeros(4), np.full(4, 0.1), np.full(4, 3.0), np.full(4, 3.1)]
     influence = [1.0, -0.9, 0.4, 0.38]
     pairs = [
-        review.dataclasses.replace(pair, influence=i, described=d)
+        dataclasses.replace(pair, influence=i, described=d)
         for pair, i, d in zip(pairs, influence, place, strict=True)
     ]
     ones = np.ones(4)
-    assert review.choose(pairs, 3, ones, diversity=0.0) == [0, 1, 2]
-    assert review.choose(pairs, 3, ones, diversity=1.0) == [0, 3, 1]
-    assert review.choose(pairs, 2, np.array([0.0, 0.1, 0.5, 0.1]), diversity=0.0) == [2, 1]
-    assert sorted(review.choose(pairs, 9, ones, 0.5)) == [0, 1, 2, 3]
+    assert review_choice.choose(pairs, 3, ones, diversity=0.0) == [0, 1, 2]
+    assert review_choice.choose(pairs, 3, ones, diversity=1.0) == [0, 3, 1]
+    assert review_choice.choose(pairs, 2, np.array([0.0, 0.1, 0.5, 0.1]), diversity=0.0) == [2, 1]
+    assert sorted(review_choice.choose(pairs, 9, ones, 0.5)) == [0, 1, 2, 3]
 
 
 def test_influence_is_what_a_small_step_on_the_pair_does_to_the_validation_loss():
@@ -156,7 +157,7 @@ def test_influence_is_what_a_small_step_on_the_pair_does_to_the_validation_loss(
         images = jnp.asarray(numbers.uniform(-1, 1, (5, 4, 4, 1)))
         masks = jnp.asarray(numbers.random((5, 4, 4)) < 0.4, jnp.uint8)
         validation = {"image": images[:2] * 0.5, "mask": 1 - masks[:2]}
-        found = review.influence(segment, weights, (images, masks), validation, "dice")
+        found = review_choice.influence(segment, weights, (images, masks), validation, "dice")
 
         def loss(weights, images, masks):
             return losses.segmentation_loss(segment(weights, images, None), masks).mean()
