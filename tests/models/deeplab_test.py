@@ -70,6 +70,22 @@ def test_taps_are_the_dilated_convolution(shape, dilation):
             np.testing.assert_allclose(a, b, atol=1e-12)
 
 
+def test_the_share_of_taps_inside_by_hand():
+    assert dilated.share_inside((4,), (3,), 1) == pytest.approx(
+        10 / 12
+    )  # the outer two miss one each
+    assert dilated.share_inside((12, 12), (3, 3), 36) == pytest.approx(
+        1 / 9
+    )  # the middle one alone
+    x = jnp.asarray(np.random.default_rng(6).normal(size=(1, 16, 15, 2)), jnp.float32)
+    kernel = jnp.asarray(np.random.default_rng(7).normal(size=(3, 3, 2, 2)), jnp.float32)
+    # Most of it is inside: one convolution.
+    assert dilated.share_inside((16, 15), (3, 3), 2) > dilated.MOST_INSIDE
+    for dilation in (1, 2):
+        found = dilated.dilated_conv(x, kernel, dilation)
+        np.testing.assert_allclose(found, dilated.by_taps(x, kernel, dilation), atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(1, 8, 7, 2), (2, 1, 5, 1), (1, 4, 5, 3, 1)])
 def test_the_pool_is_that_of_windows(shape):
     x = jnp.asarray(np.random.default_rng(1).normal(size=shape), jnp.float32)
