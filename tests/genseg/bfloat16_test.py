@@ -89,11 +89,13 @@ def _traced_step(arg):
     method = build_pairs.resolve_method(config, "end2end")
     parts = build_parts.create_parts(config, spec, method, "train", axis_name=None)
     step = stages.create_inner_step(parts, stages.moving_players(parts, method))
-    players = {**stages.init_family(parts, 0), "segmenter": stages.init_segmenter(parts, 0)}
+    players = jax.eval_shape(
+        lambda: {**stages.init_family(parts, 0), "segmenter": stages.init_segmenter(parts, 0)}
+    )
     batch = tiny.make_batch(np.random.default_rng(0), (2,), 16, np.float32)
+    images, masks = jnp.repeat(batch["image"], 3, -1), batch["mask"]
     for kind in ("", "synthetic_", "donor_"):
-        batch[f"{kind}image"] = jnp.repeat(batch["image"], 3, -1)
-        batch[f"{kind}mask"] = batch["mask"]
+        batch[f"{kind}image"], batch[f"{kind}mask"] = images, masks
         batch[f"{kind}case"] = jnp.arange(2)
     program = jax.make_jaxpr(step)(players, parts.theta, batch, jax.random.key(0))
     return program.jaxpr
