@@ -1,6 +1,7 @@
 """A run whose folder is 'gs://...', on a file system in memory behind epath."""
 
 import json
+import pathlib
 import time
 
 import fsspec
@@ -194,7 +195,8 @@ def test_addresses_that_cannot_be(flags, sentence, capsys):
 
 def test_a_run_is_trained_there_and_goes_on_from_there(bucket, tmp_path, capsys):
     """Trained, evaluated and reported in the bucket; longer from another machine; it predicts."""
-    command = ["run.py", "--config=tests/toy_config.py:method=real_plain", "--config.eval_every=5"]
+    toy = pathlib.Path(__file__).parents[1] / "toy_config.py"
+    command = ["run.py", f"--config={toy}:method=real_plain", "--config.eval_every=5"]
     flags = [f"--workdir={ADDRESS}", "--config.train.num_steps=5"]
     cli.main([*command, *flags])
     names = json.loads(bucket.store[f"/bucket/runs/toy/{remote.CONTENTS}"].getvalue())
