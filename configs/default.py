@@ -104,6 +104,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.num_validation = 8
     config.data.num_test = 0  # at most so many test cases, evenly spaced; 0 for all
     config.data.split_file = ""  # JSON lists of ids, such as {"pool": [], "test": []}: docs/data.md
+    # Correlation of thumbnails (24 x 24) from which two images stay on one side of a drawn split; 1.0 (at
+    # most copies do) where all pictures look alike, as fundus photographs.
+    config.data.look_alike = 0.95
     config.data.fold = 0  # which one, if the split file is nnU-Net's splits_final.json
     # Further test sets, e.g. out of domain: 'NAME=FOLDER,...', FOLDER with images and masks, or
     # IMAGES:MASKS, or PAIRS.csv; in a configuration file also name -> source_config().

@@ -11,6 +11,7 @@ in docs/data.md. Not yet trained at full size here.
 from configs import default, volumes
 
 TILES = {"data.fit": "tiles", "data.image_size": 192}  # what is thin, at full size
+TILES |= {"evaluate.cldice": True, "data.look_alike": 1.0}  # and fundus photographs all look alike
 # Name -> labelled images to train on, to validate on, and what else differs from default.py.
 DATASETS = {
     "isic2017": (32, 8, {"loss.overlap": "jaccard"}),  # skin lesions in dermoscopy
@@ -22,7 +23,7 @@ DATASETS = {
     "busi": (80, 20, {"data.channels": 1}),  # breast tumours in ultrasound
     "busi_with_normal": (80, 20, {"data.channels": 1}),  # likewise, and breasts without one
     "fetreg": (80, 20, {}),  # vessels, tool and fetus in fetoscopy; videos stay on one side
-    "drive": (8, 2, {"outer.batch_size": 2, "evaluate.cldice": True, **TILES}),  # retinal vessels
+    "drive": (8, 2, {"outer.batch_size": 2, **TILES}),  # retinal vessels
     "msd_hippocampus": (20, 20, {"data.image_size": (24, 32, 24), "evaluate.nsd_mm": 1.0}),  # MR
     "msd_liver": (20, 5, volumes.LIVER),  # liver and tumours in CT
 }

@@ -10,6 +10,7 @@ import numpy as np
 
 from fewshotseg import errors, labels
 from fewshotseg.data import batches, canvas, nnunet_folds, split_files, splits
+from fewshotseg.data.look_alikes import DUPLICATE_CORRELATION
 from fewshotseg.data.sources import folder, phantom, tfds, volumes
 from fewshotseg.data.survey import Survey
 from fewshotseg.data.tiles import Tiles
@@ -158,6 +159,7 @@ def create_split(
     num_test: int = 0,
     split_file: str = "",
     fold: int = 0,
+    look_alike: float = DUPLICATE_CORRELATION,
     test_sources: Mapping[str, CaseSource] | None = None,
 ) -> split_files.Split:
     """Few-shot split of the seed, or the lists of a file; see `splits.few_shot_split`.
@@ -171,6 +173,7 @@ def create_split(
       num_test: at most so many test cases, evenly spaced; 0 for all.
       split_file: lists of ids, or nnU-Net's list of folds; '' for none.
       fold: which one of these.
+      look_alike: correlation of thumbnails from which two images stay on one side.
       test_sources: further test sets by name.
 
     Raises:
@@ -185,6 +188,7 @@ def create_split(
         seed=seed,
         lists=lists,
         test_fraction=TEST_FRACTION,
+        threshold=look_alike,
         survey=survey,
         further={
             name: (Survey(other, survey.size, survey.tiles), _test_ids(name, other, source))

@@ -10,6 +10,7 @@ from fewshotseg.data.sources.phantom import PhantomSource
 from fewshotseg.data.survey import Survey
 from fewshotseg.errors import InputError
 from fewshotseg.training import build_data
+from fewshotseg.types import Case
 
 
 def test_test_cases_are_spread_over_the_sorted_ids():
@@ -83,3 +84,24 @@ def test_further_test_sets_from_one_line(tmp_path):
     config.test_folders = line.replace("one", "shifted")
     with pytest.raises(InputError, match="both have 'shifted'"):
         build_data.create_test_sources(config)
+
+
+class _Fundus:
+    """Photographs of one kind: bright discs that differ in detail alone."""
+
+    name, class_names, official_splits = "fundus", ("vessel",), {}
+    ids = tuple("abcdefghij")
+
+    def load(self, case_id):
+        rng, grid = np.random.default_rng(ord(case_id)), np.indices((48, 48)) - 24
+        disc = (np.hypot(*grid) < 20)[..., None]
+        image = (disc * (150 + rng.normal(0, 12, (48, 48, 3)))).clip(0, 255).astype(np.uint8)
+        return Case(case_id, image, disc[..., 0].astype(np.uint8))
+
+
+def test_pictures_that_all_look_alike_can_be_told_apart():
+    draw = {"num_train": 4, "num_validation": 2, "seed": 0}
+    with pytest.raises(InputError, match="one set of look-alikes alone has 10 of all 10 cases"):
+        cases.create_split(Survey(_Fundus()), **draw)
+    split = cases.create_split(Survey(_Fundus()), **draw, look_alike=1.0)
+    assert len(split.train) == 4 and len(split.test) == 2
