@@ -12,6 +12,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SAYS = {  # what each prints if it comes that far
     "01_hypergradient": "central differences",
     "02_train": "report.html: ",
+    "03_search_space": "after discretisation",
     "04_results": "real_only minus unet_plain",
     "05_your_own_bilevel_problem": "twenty, hypergradient",
 }
