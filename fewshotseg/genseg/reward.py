@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fewshotseg.genseg import levels, pair_sources, segmenter
+from fewshotseg.labels import IGNORED
 from fewshotseg.types import Batch
 
 LARGEST = 6.0  # that |z| comes near to
@@ -122,8 +123,9 @@ def features(pixels: Pixels, images: jax.Array, masks: jax.Array) -> jax.Array:
       `[B, 6 C + 12 + D]` for D axes.
     """
     spatial = masks.shape[1:]
-    inside = (masks > 0).astype(images.dtype)
-    soft = pair_sources.feather(masks > 0, max(spatial) / 32.0, images.dtype)
+    foreground = (masks > 0) & (masks != IGNORED)
+    inside = foreground.astype(images.dtype)
+    soft = pair_sources.feather(foreground, max(spatial) / 32.0, images.dtype)
     inner, outer = inside * (1.0 - soft), (1.0 - inside) * soft
     far = (1.0 - inside) * (1.0 - soft)
     m_in, d_in = _moments(images, inside)

@@ -9,6 +9,7 @@ from scipy import optimize, special, stats
 
 from fewshotseg.genseg import reward as reward_lib
 from fewshotseg.genseg.reward import Pixels, Reward
+from fewshotseg.labels import is_foreground
 
 PENALTIES = (
     0.3,
@@ -52,7 +53,7 @@ def _pixel_features(images, masks):
 
 def fit_pixels(images: np.ndarray, masks: np.ndarray, seed: int) -> Pixels:
     """The regression that finds objects, from `MOST_PIXELS` of labelled images; see `Pixels`."""
-    labels = (masks > 0).ravel().astype(np.float64)
+    labels = is_foreground(masks).ravel().astype(np.float64)
     chosen = np.arange(labels.size)
     if labels.size > MOST_PIXELS:
         chosen = np.random.default_rng(seed).choice(labels.size, MOST_PIXELS, replace=False)

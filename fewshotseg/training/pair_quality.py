@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fewshotseg import files
+from fewshotseg import files, labels
 from fewshotseg.data import cases
 from fewshotseg.models import factory
 from fewshotseg.runs import checkpoint
@@ -62,7 +62,7 @@ def measure(
         made = synthetic_pairs.fill(make, num, judge=judged, least=0.0, max_tries=1, what=source)
         for pair in made.pairs:
             row = {"source": source, **synthesize.describe_pair(pair, training_cases)}
-            row["foreground"] = round(float(np.mean(pair.mask > 0)), 4)
+            row["foreground"] = round(float(np.mean(labels.is_foreground(pair.mask))), 4)
             rows.append(row)
     found = {**about, "pairs": rows}
     files.write_json(path, found)
