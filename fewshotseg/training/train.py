@@ -71,7 +71,8 @@ def train_and_evaluate(experiment: Experiment, workdir: pathlib.Path) -> None:
         # Programs of finished methods are of no more use, and a process may only hold so many: the
         # 65,530 memory maps that Linux allows are used up after a few runs.
         jax.clear_caches()
-    if devices.is_main():  # at the end, for the judge is one of the methods
+    # At the end, for the judge is one of the methods; its programs would wait for other processes.
+    if devices.process_count() == 1:
         for name in experiment.methods:
             experiment.measure_pairs(workdir, name)
 

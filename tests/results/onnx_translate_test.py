@@ -8,7 +8,16 @@ import pytest
 from onnx import TensorProto, helper
 
 from fewshotseg.errors import InputError
-from fewshotseg.models import depthwise, efficient_unet, efficientnet_lite, factory, layers, unet
+from fewshotseg.models import (
+    deeplab,
+    depthwise,
+    efficient_unet,
+    efficientnet_lite,
+    factory,
+    layers,
+    swin_unet,
+    unet,
+)
 from fewshotseg.results import onnx_graph, onnx_translate
 
 KERNEL = np.random.default_rng(3).normal(size=(3, 3, 4, 6)).astype(np.float32)
@@ -64,11 +73,32 @@ MODULES = {
     "unet": unet.UNet(width=4, num_levels=2, num_outputs=3),
     "efficient_unet": efficient_unet.EfficientUNet(weights="", widths=(8, 8), blocks=BLOCKS),
 }
+REFUSED = {
+    "deeplab": deeplab.DeepLab(width=8, depths=(1, 1, 1, 1), head_width=8),
+    "swin_unet": swin_unet.SwinUnet(width=8, depths=(1, 1), window=2),
+}
+
+
+def test_every_segmenter_is_translated_or_refused():
+    assert MODULES.keys() | REFUSED.keys() == factory.SEGMENTERS.keys()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_segmenters_that_are_not_translated_are_refused(name):
+    x = np.zeros((1, 16, 16, 3), np.float32)
+    network = factory.network(REFUSED[name], jax.ShapeDtypeStruct(x.shape, x.dtype), None)
+    params = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(network.init, jax.random.key(0)),
+    )
+    with pytest.raises(InputError, match="'dot_general', which is not translated.*stablehlo"):
+        onnx_translate.translate(
+            onnx_graph.Graph(), lambda images: network.apply(params, images, None), {"x": x.shape}
+        )
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_segmenters(name):
-    assert MODULES.keys() == factory.SEGMENTERS.keys()
     x = np.random.default_rng(0).uniform(-1, 1, (1, 11, 14, 3)).astype(np.float32)
     network = factory.network(MODULES[name], jax.ShapeDtypeStruct(x.shape, x.dtype), None)
     params = network.init(jax.random.key(0))

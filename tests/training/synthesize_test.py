@@ -214,7 +214,7 @@ def test_volumes_are_read_back_where_they_lay(tmp_path):
         args = name, pixels[..., None], labels.astype(np.uint8), "synthetic", squashed
         synthetic_folder.write_pair(tmp_path, "nnunet", *args)
     shown = Case("1", pixels[..., None], labels.astype(np.uint8), spacing=(3.0, 1.5, 2.0))
-    about = {"classes": toy_volumes.NAMES, "channels": 1, "num_axes": 3}
+    about = {"classes": toy_volumes.NAMES, "channels": 1, "num_axes": 3, "has_ignored": False}
     synthetic_folder.write_about(tmp_path, "nnunet", [{"file": "x"}] * 5, [shown], about)
     source = volumes.VolumeSource(tmp_path)
     assert source.class_names == toy_volumes.NAMES and len(source.ids) == 5
