@@ -87,9 +87,9 @@ def write_pair(
     image: np.ndarray,
     mask: np.ndarray,
     comment: str,
-    affine: np.ndarray | None = None,
-    labels: label_lib.Labels = label_lib.PLAIN,
-    num_foreground_classes: int = 1,
+    affine: np.ndarray | None,
+    labels: label_lib.Labels,
+    num_foreground_classes: int,
 ) -> str:
     """Writes one pair.
 
@@ -100,7 +100,7 @@ def write_pair(
       image: uint8 `[H, W, C]` as PNG, or `[D, H, W, 1]` as NIfTI.
       mask: uint8 class ids of the same size.
       comment: goes into the image's file, at most 79 letters.
-      affine: of a volume, see `types.Case`.
+      affine: of a volume, see `types.Case`; None of a picture.
       labels: of the training masks.
       num_foreground_classes: likewise.
 

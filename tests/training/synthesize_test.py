@@ -15,6 +15,7 @@ from fewshotseg.data import canvas, volume_files
 from fewshotseg.data.sources import folder as folder_source
 from fewshotseg.data.sources import volumes
 from fewshotseg.genseg import pair_sources
+from fewshotseg.labels import PLAIN
 from fewshotseg.results import metrics, predictor, synthetic_folder
 from fewshotseg.runs import checkpoint
 from fewshotseg.training import build, synthesize, synthetic_pairs
@@ -212,7 +213,7 @@ def test_volumes_are_read_back_where_they_lay(tmp_path):
     for number in range(1, 6):
         name = synthetic_folder.name_of(number)
         args = name, pixels[..., None], labels.astype(np.uint8), "synthetic", squashed
-        synthetic_folder.write_pair(tmp_path, "nnunet", *args)
+        synthetic_folder.write_pair(tmp_path, "nnunet", *args, PLAIN, len(toy_volumes.NAMES))
     shown = Case("1", pixels[..., None], labels.astype(np.uint8), spacing=(3.0, 1.5, 2.0))
     about = {"classes": toy_volumes.NAMES, "channels": 1, "num_axes": 3, "has_ignored": False}
     synthetic_folder.write_about(tmp_path, "nnunet", [{"file": "x"}] * 5, [shown], about)
