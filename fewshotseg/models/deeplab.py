@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fewshotseg import errors
-from fewshotseg.models import dilated, layers, resnet, weights
-from fewshotseg.models.efficient_unet import TRAINED
+from fewshotseg.models import dilated, layers, pretrained, resnet, weights
+from fewshotseg.models.pretrained import TRAINED
 from fewshotseg.types import Params
 
 ATROUS = (12, 24, 36)  # dilations at an eighth of the resolution
@@ -66,10 +66,7 @@ class DeepLab(nn.Module):
         x = images.astype(self.dtype)
         if images.ndim == 4:  # grey pictures are colour with equal channels
             x = jnp.broadcast_to(x, (*x.shape[:-1], 3))
-        encoder = resnet.ResNet
-        if self.trained == "frozen":
-            # Its weights, not its features: synthetic images are differentiated through it.
-            encoder = nn.map_variables(encoder, "params", jax.lax.stop_gradient, init=True)
+        encoder = pretrained.encoder_of(resnet.ResNet, self.trained)
         x = encoder(self.depths, self.width, name="encoder")(x)
         x = _Head(self.head_width, self.atrous, self.dropout_rate, name="head")(x, keys)
         logits = layers.Conv(self.num_outputs, kernel_size=1, name="logits")(x)
@@ -92,14 +89,12 @@ class DeepLab(nn.Module):
     @nn.nowrap
     def rates(self) -> dict[str, float]:
         """Learning rates of parts of the parameters, relative to that of the others."""
-        if self.trained == "frozen":
-            return {"encoder": 0.0}
-        return {"encoder": self.encoder_rate} if self.weights else {}
+        return pretrained.rates(self.trained, self.encoder_rate, self.weights)
 
     @nn.nowrap
     def notice(self) -> str:
         """What people should know of the weights it starts with."""
-        return f"Weights of {self.weights}: under the terms of who made them." * bool(self.weights)
+        return pretrained.notice(self.weights)
 
 
 class _Head(nn.Module):

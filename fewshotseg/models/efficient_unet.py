@@ -5,9 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from fewshotseg import errors
-from fewshotseg.models import efficientnet_lite, layers, weights
+from fewshotseg.models import efficientnet_lite, layers, pretrained, weights
 
-TRAINED = ("finetune", "frozen")
 IMAGENET = "imagenet"
 CHANNELS_PER_GROUP = 4  # at least: with one, training fails from some starts
 
@@ -50,10 +49,7 @@ class EfficientUNet(nn.Module):
                 "segmenter.name is 'efficient_unet', which is for two-dimensional images: use 'unet'."
             )
         images = images.astype(self.dtype)
-        encoder = efficientnet_lite.Encoder
-        if self.trained == "frozen":
-            # Its weights, not its features: synthetic images are differentiated through it.
-            encoder = nn.map_variables(encoder, "params", jax.lax.stop_gradient, init=True)
+        encoder = pretrained.encoder_of(efficientnet_lite.Encoder, self.trained)
         colour = jnp.broadcast_to(images, (*images.shape[:-1], 3))
         *skips, x = encoder(self.blocks, name="encoder")(colour)
         skips = [images, *skips]
@@ -90,9 +86,7 @@ class EfficientUNet(nn.Module):
     @nn.nowrap
     def rates(self) -> dict[str, float]:
         """Learning rates of parts of the parameters, relative to that of the others."""
-        if self.trained == "frozen":
-            return {"encoder": 0.0}
-        return {"encoder": self.encoder_rate} if self.weights else {}
+        return pretrained.rates(self.trained, self.encoder_rate, self.weights)
 
     @nn.nowrap
     def notice(self) -> str:

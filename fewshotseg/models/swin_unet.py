@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fewshotseg import errors
-from fewshotseg.models import layers, resnet, swin, weights
-from fewshotseg.models.efficient_unet import TRAINED
+from fewshotseg.models import layers, pretrained, resnet, swin, weights
+from fewshotseg.models.pretrained import TRAINED
 from fewshotseg.types import Params
 
 
@@ -60,10 +60,7 @@ class SwinUnet(nn.Module):
         if images.ndim == 4:  # grey pictures are colour with equal channels
             x = resnet.imagenet_normalised(jnp.broadcast_to(x, (*x.shape[:-1], 3)))
         x = layers.pad_to(x, [n + -n % patch for n in x.shape[1:-1]])
-        encoder = swin.Encoder
-        if self.trained == "frozen":
-            # Its weights, not its features: synthetic images are differentiated through it.
-            encoder = nn.map_variables(encoder, "params", jax.lax.stop_gradient, init=True)
+        encoder = pretrained.encoder_of(swin.Encoder, self.trained)
         *skips, x = encoder(self.depths, self.width, self.window, name="encoder")(x)
         skips.pop()
         for i in range(1, len(self.depths)):
@@ -92,14 +89,12 @@ class SwinUnet(nn.Module):
     @nn.nowrap
     def rates(self) -> dict[str, float]:
         """Learning rates of parts of the parameters, relative to that of the others."""
-        if self.trained == "frozen":
-            return {"encoder": 0.0}
-        return {"encoder": self.encoder_rate} if self.weights else {}
+        return pretrained.rates(self.trained, self.encoder_rate, self.weights)
 
     @nn.nowrap
     def notice(self) -> str:
         """What people should know of the weights it starts with."""
-        return f"Weights of {self.weights}: under the terms of who made them." * bool(self.weights)
+        return pretrained.notice(self.weights)
 
 
 def _expand(x, factor, features, name):

@@ -15,7 +15,7 @@ from fewshotseg.genseg import diff_augment, losses, pair_sources
 from fewshotseg.genseg.outer_variables import OUTER_VARIABLES
 from fewshotseg.labels import HIGHEST
 from fewshotseg.methods import METHODS
-from fewshotseg.models import efficient_unet, factory, generators, unet
+from fewshotseg.models import efficient_unet, factory, generators, pretrained, unet
 from fewshotseg.results import synthetic_folder
 from fewshotseg.training import optimizers
 from fewshotseg.training.build_pairs import FAMILIES
@@ -198,7 +198,7 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "pair_generator.name": tuple(generators.DECODERS),
     "segmenter*.activation": tuple(unet.ACTIVATIONS),
     "segmenter*.pool": tuple(unet.POOLS),
-    "segmenter*.trained": efficient_unet.TRAINED,
+    "segmenter*.trained": pretrained.TRAINED,
     "*.dtype": tuple(factory.DTYPES),
     "loss.overlap": ("dice", "jaccard"),
     "family.name": tuple(FAMILIES),

@@ -16,7 +16,7 @@ from fewshotseg import errors, hypergradient
 from fewshotseg.data.canvas import to_network_image
 from fewshotseg.genseg import levels
 from fewshotseg.methods import Method
-from fewshotseg.models import efficient_unet, efficientnet_lite, factory, weights
+from fewshotseg.models import efficient_unet, efficientnet_lite, factory, pretrained, weights
 from fewshotseg.results import predictor
 from fewshotseg.training import build, build_parts, optimizers, stages
 
@@ -186,7 +186,7 @@ def test_volumes_and_decoders_that_do_not_fit_are_refused():
         jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
 
 
-@pytest.mark.parametrize("trained", efficient_unet.TRAINED)
+@pytest.mark.parametrize("trained", pretrained.TRAINED)
 def test_what_trains_and_what_stands_still(trained):
     """The encoder moves at its own rate or, frozen, not at all: not even by weight decay."""
     module, network = make(trained)
@@ -205,7 +205,7 @@ def test_what_trains_and_what_stands_still(trained):
     assert all(optax.tree.norm(found[part]) > 0 for part in ("up_0_conv", "logits"))
 
 
-@pytest.mark.parametrize("trained", efficient_unet.TRAINED)
+@pytest.mark.parametrize("trained", pretrained.TRAINED)
 def test_hypergradient_through_its_training(trained):
     """Of the contrast of the training images, after two steps, against central differences."""
     with tiny.float64():
