@@ -1,6 +1,6 @@
 """Every method on real images with few labels: a run folder per data set and draw, resumable.
 
-python benchmarks/fewshot.py --data_dir=FOLDER [--datasets=isic2017,busi] [--draws=0,1,2]
+python benchmarks/fewshot.py --data_dir=FOLDER [--datasets=isic2017,busi] [--draws=0,1,2] [--num_labels=40]
 python benchmarks/fewshot_table.py runs/fewshot
 
 FOLDER holds a folder per data set in the layout of its official download, perhaps one more of the same
@@ -10,6 +10,7 @@ to validate; what repeats or resembles a test image is left out. Nothing is tune
 choose, test on --test_lists=val.
 """
 
+import itertools
 import os
 import pathlib
 import shutil
@@ -46,12 +47,12 @@ METHODS = ["unet_plain", "unet_only", "real_plain", "real_only", "copy_paste", "
 METHODS += ["colour_transfer", "mixture", "mixture_searched", "separate", "joint", "end2end"]
 flags.DEFINE_list("methods", METHODS, "Which methods.")
 flags.DEFINE_list("draws", ["0", "1", "2", "3", "4"], "Seeds, of the labelled images too.")
-flags.DEFINE_integer("num_labels", 40, "Labelled images, a fifth of them to validate.")
+flags.DEFINE_list("num_labels", ["40"], "Labelled images, a fifth of them to validate.")
 flags.DEFINE_list("test_lists", ["test"], "Names of the lists to test on.")
 
 
-def configure(config, dataset: str, seed: int, folder: pathlib.Path):
-    """The configuration of one data set and draw, after `write_lists`."""
+def configure(config, dataset: str, num_labels: int, seed: int, folder: pathlib.Path):
+    """The configuration of one data set, number of labels and draw, after `write_lists`."""
     images, masks, class_name = DATASETS[dataset]
     roots = [pathlib.Path(FLAGS.data_dir, dataset), folder / "more"]
     folders = [
@@ -63,8 +64,8 @@ def configure(config, dataset: str, seed: int, folder: pathlib.Path):
         config.name, config.seed, config.methods = dataset, seed, tuple(FLAGS.methods)
         config.data.source, config.data.split_file = "folder", str(folder / "lists.json")
         config.data.channels = 1 if dataset == "busi" else 3
-        config.data.num_validation = max(2, FLAGS.num_labels // 5)
-        config.data.num_train = FLAGS.num_labels - config.data.num_validation
+        config.data.num_validation = max(2, num_labels // 5)
+        config.data.num_train = num_labels - config.data.num_validation
         config.data.folder.name = dataset
         config.data.folder.class_names = (class_name,)
         config.data.folder.images_dir, config.data.folder.masks_dir = map(",".join, folders)
@@ -115,14 +116,16 @@ def main(argv):
     commands.set_compilation_cache(FLAGS.config.compilation_cache)
     output = pathlib.Path(FLAGS.output)
     try:
-        for seed in map(int, FLAGS.draws):
-            for dataset in FLAGS.datasets:
-                write_lists(dataset, output / dataset)
-                config = configure(FLAGS.config, dataset, seed, output / dataset)
-                workdir = output / dataset / f"draw_{seed}"
-                config_check.check_config(config)
-                folder.write(config, workdir)
-                train.train_and_evaluate(build.build(config), workdir)
+        wanted = itertools.product(
+            map(int, FLAGS.draws), FLAGS.datasets, map(int, FLAGS.num_labels)
+        )
+        for seed, dataset, num_labels in wanted:
+            write_lists(dataset, output / dataset)
+            config = configure(FLAGS.config, dataset, num_labels, seed, output / dataset)
+            workdir = output / dataset / f"labels_{num_labels}_draw_{seed}"
+            config_check.check_config(config)
+            folder.write(config, workdir)
+            train.train_and_evaluate(build.build(config), workdir)
     except errors.InputError as error:
         sys.exit(f"fewshot.py: {error}")
 

@@ -77,7 +77,10 @@ def main(argv):
         for seed in map(int, FLAGS.draws):
             for dataset in FLAGS.datasets:
                 fewshot.write_lists(dataset, output / dataset)
-                config = fewshot.configure(FLAGS.config, dataset, seed, output / dataset)
+                (num_labels,) = map(int, FLAGS.num_labels)
+                config = fewshot.configure(
+                    FLAGS.config, dataset, num_labels, seed, output / dataset
+                )
                 alone = None
                 for variant in variants:
                     workdir = output / dataset / variant / f"draw_{seed}"

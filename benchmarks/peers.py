@@ -1,6 +1,6 @@
 """Other libraries on the labelled images of runs of fewshot.py, in the same minutes of one core.
 
-python benchmarks/peers.py runs/fewshot/busi/draw_0 [more runs] --python=PEERS/bin/python
+python benchmarks/peers.py runs/fewshot/busi/labels_40_draw_0 [more runs] --python=PEERS/bin/python
 python benchmarks/fewshot_table.py runs/peers/peers_cases.csv.gz ROWS.csv.gz [--against=NETWORK: METHOD]
 
 A run needs its config.json and splits.json alone. The peers (`PEERS` in peers_train.py) are
