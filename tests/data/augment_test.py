@@ -109,8 +109,9 @@ def test_shards_make_up_the_global_batch():
     draw = functools.partial(
         DRAW, DATA, key, batch_size=4, synthetic_images=True, donor_geometry=FULL
     )
-    whole = draw()
-    parts = jax.vmap(lambda _: draw(axis_name="d"), axis_name="d", axis_size=2)(jnp.arange(2))
+    whole = jax.jit(draw)()
+    shards = jax.vmap(lambda _: draw(axis_name="d"), axis_name="d", axis_size=2)
+    parts = jax.jit(shards)(jnp.arange(2))
     for name in whole.keys() - {"key"}:
         joined = parts[name].reshape(whole[name].shape)
         np.testing.assert_allclose(joined, whole[name], atol=1e-6)
@@ -119,9 +120,10 @@ def test_shards_make_up_the_global_batch():
 
 
 def test_no_case_twice_while_they_last():
-    batch = DRAW(DATA, jax.random.key(0), batch_size=5)
+    draw = jax.jit(functools.partial(DRAW, DATA), static_argnames="batch_size")
+    batch = draw(jax.random.key(0), batch_size=5)
     assert sorted(np.round(batch["image"][:, 4, 4, 0]).tolist()) == [0, 1, 2, 3, 4]
-    batch = DRAW(DATA, jax.random.key(0), batch_size=12)
+    batch = draw(jax.random.key(0), batch_size=12)
     counts = np.bincount(np.round(batch["image"][:, 4, 4, 0]).astype(int), minlength=5)
     assert counts.sum() == 12 and counts.min() >= 2
 

@@ -51,6 +51,7 @@ FAMILIES = {
         },
     ),
 }
+RATES = {"diffusion": 0.3, "vae": 0.3, "wgan": 0.01, "gan": 0.03}
 LOSSES = {
     "diffusion": {"denoiser": "generator/loss"},
     "vae": {"vae_encoder": "encoder/loss", "vae_decoder": "generator/loss"},
@@ -78,7 +79,8 @@ class _Chain:
         segmenter = factory.create_segmenter("unet", dict(UNET, dtype="float64"), spec)
         self.networks = {**made, "segmenter": segmenter}
         self.method = tiny.make_toy_method(
-            learning_rate=1e-2,
+            optimizer="sgd",  # the chain through Adam is in `levels_test.py`
+            learning_rate=RATES[name],
             networks={n: network.apply for n, network in self.networks.items()},
             create_family=lambda networks, optimizer, use, _: create(networks, optimizer, use),
             sources=("sampled" if name == "wgan" else "generator",),

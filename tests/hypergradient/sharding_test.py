@@ -134,10 +134,13 @@ def _main(file):
 @pytest.fixture(scope="module")
 def numbers(tmp_path_factory):
     file = tmp_path_factory.mktemp("sharding") / "numbers.npz"
+    flags = (
+        f"--xla_force_host_platform_device_count={NUM_DEVICES} {os.environ.get('XLA_FLAGS', '')}"
+    )
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={NUM_DEVICES}",
+        "XLA_FLAGS": flags,
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }

@@ -152,18 +152,17 @@ def test_discretized_generator_uses_the_strongest_candidate_alone():
     for side in soft:
         np.testing.assert_array_equal(hard[side].argmax(-1), soft[side].argmax(-1))
         np.testing.assert_array_equal(np.sort(hard[side]), [[0, 0, 1]] * 2)
-    chosen = network.apply({"params": params}, masks, hard, None)
     steep = jax.tree.map(lambda x: jax.nn.softmax(1e4 * (x == x.max(-1, keepdims=True))), logits)
-    np.testing.assert_allclose(
-        chosen, network.apply({"params": params}, masks, steep, None), atol=1e-6
-    )
-    assert np.abs(chosen - network.apply({"params": params}, masks, soft, None)).max() > 1e-4
+    draw = tiny.jit(lambda mixing: network.apply({"params": params}, masks, mixing, None))
+    chosen = draw(hard)
+    np.testing.assert_allclose(chosen, draw(steep), atol=1e-6)
+    assert np.abs(chosen - draw(soft)).max() > 1e-4
 
 
 def test_init_draws_what_the_modules_would():
     network, x = unet.UNet(width=16, num_levels=2), jnp.zeros((1, 16, 16, 3))
     ours = layers.init_params(network, jax.random.key(0), x)
-    theirs = nn.meta.unbox(network.init(jax.random.key(0), x)["params"])
+    theirs = nn.meta.unbox(tiny.jit(network.init)(jax.random.key(0), x)["params"])
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         assert a.shape == b.shape
@@ -199,8 +198,9 @@ def count(params):
 @pytest.mark.parametrize("shape", [(1, 33, 30, 3), (1, 9, 12, 10, 1)])
 def test_unet_keeps_any_size(shape):
     network = unet.UNet(num_outputs=2, width=2, num_levels=2)
-    params = layers.init_params(network, jax.random.key(0), jnp.zeros(shape))
-    assert network.apply({"params": params}, jnp.zeros(shape)).shape == (*shape[:-1], 2)
+    x = jnp.zeros(shape)
+    params = layers.init_params(network, jax.random.key(0), x)
+    assert tiny.jit(network.apply)({"params": params}, x).shape == (*shape[:-1], 2)
 
 
 def test_unet_has_the_parameters_counted_by_hand():
@@ -219,7 +219,7 @@ def test_generator_draws_images_of_any_size(shape):
     masks = jnp.ones(shape)
     keys = jax.random.split(jax.random.key(0), shape[0])
     params = layers.init_params(network, jax.random.key(1), masks, soft, None)
-    images = network.apply({"params": params}, masks, soft, keys)
+    images = tiny.jit(network.apply)({"params": params}, masks, soft, keys)
     assert images.shape == (*shape[:-1], 3) and np.abs(images).max() <= 1
     assert set(params["up_0"]) == {"kernel_4", "bias"} and "kernel_8" in params["down_0"]
 
