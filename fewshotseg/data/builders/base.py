@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
+from fewshotseg import labels
 from fewshotseg.data import image_files as transforms
 from fewshotseg.data import mask_values
 from fewshotseg.errors import InputError
@@ -40,6 +41,7 @@ class Item:
       masks: its mask files, where they should be; several are joined.
       split: 'train', 'validation', 'test' as published, or `UNSPLIT`.
       group: patient or series; '' if unknown.
+      inside: the file of its field of view, 0 outside, if there is one; what is outside counts nowhere.
     """
 
     id: str
@@ -47,6 +49,12 @@ class Item:
     masks: tuple[pathlib.Path, ...]
     split: str = UNSPLIT
     group: str = ""
+    inside: pathlib.Path | None = None
+
+    @property
+    def drawn(self) -> tuple[pathlib.Path, ...]:
+        """The files that go with the image."""
+        return (*self.masks, self.inside) if self.inside else self.masks
 
 
 class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
@@ -63,7 +71,8 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
       show_progress: whether building draws a bar on stderr.
 
     Features of an example: 'id', 'group' and 'notes' (text; one note a line), 'image' (uint8
-    `[H, W, 3]`; stored grey if the file is grey) and 'mask' (uint8 `[H, W, 1]` of class ids).
+    `[H, W, 3]`; stored grey if the file is grey) and 'mask' (uint8 `[H, W, 1]` of class ids, and of
+    `labels.IGNORED` outside the field of view).
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -162,10 +171,10 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
                 f"{instructions_of(type(self))}"
             )
         faults = []
-        lacking = [item for item in items if not all(mask.is_file() for mask in item.masks)]
+        lacking = [item for item in items if not all(mask.is_file() for mask in item.drawn)]
         if lacking:
             first = lacking[0]
-            missing = next(mask for mask in first.masks if not mask.is_file())
+            missing = next(mask for mask in first.drawn if not mask.is_file())
             faults.append(
                 f"{first.image}: its mask {missing} is missing, as for {len(lacking)} of "
                 f"{len(items)} images: unpack the masks completely, or remove those images."
@@ -176,7 +185,7 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             faults.append(f"{paths[0]} and {paths[1]}: two images are called {case_id!r}.")
         label = f"{self.name}: looking at masks"
         for item in tqdm(items, label, leave=False, disable=not self.show_progress):
-            if all(mask.is_file() for mask in item.masks):
+            if all(mask.is_file() for mask in item.drawn):
                 try:
                     self.look(item)
                 except InputError as error:
@@ -189,14 +198,21 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     def _read_mask(self, item: Item, size: tuple[int, int]):
         """Class ids and notes of one case's mask, of the size of its image."""
-        raw = transforms.read_mask(item.masks)
+        raw = self._read_raw(item, item.masks, size)
+        mask = mask_values.mask_to_class_ids(raw, len(self.class_names), item.masks[0])
+        if item.inside:
+            inside = self._read_raw(item, [item.inside], size)
+            mask[mask_values.mask_to_class_ids(inside, 1, item.inside) == 0] = labels.IGNORED
+        return mask, mask_values.mask_notes(raw, len(self.class_names))
+
+    def _read_raw(self, item: Item, paths: Sequence[pathlib.Path], size: tuple[int, int]):
+        raw = transforms.read_mask(paths)
         if raw.shape != size:
             raise InputError(
-                f"{item.masks[0]}: the mask is {raw.shape[1]} x {raw.shape[0]} pixels, but its "
+                f"{paths[0]}: the mask is {raw.shape[1]} x {raw.shape[0]} pixels, but its "
                 f"image {item.image.name} is {size[1]} x {size[0]}: download both again."
             )
-        mask = mask_values.mask_to_class_ids(raw, len(self.class_names), item.masks[0])
-        return mask, mask_values.mask_notes(raw, len(self.class_names))
+        return raw
 
     def _examples(self, items: Sequence[Item]) -> Iterator[tuple[str, dict]]:
         for item in items:
