@@ -19,11 +19,11 @@ FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "GIF")  # as Pillow calls them
 _VOLUME = "medical volumes are not read as pictures: export the slices as PNG"
 _OTHER_FORMATS = {
     **dict.fromkeys(
-        (".nii", ".nii.gz"), f"NIfTI: {_VOLUME}, or use the source 'volumes' (docs/data.md)"
+        (".nii", ".nii.gz"), f"NIfTI: {_VOLUME}, or use --config=configs/volumes.py (docs/data.md)"
     ),
     **dict.fromkeys((".mha", ".mhd", ".nrrd"), _VOLUME),
     **dict.fromkeys(
-        (".dcm", ".dicom"), f"DICOM: {_VOLUME}, or use the source 'volumes' (docs/data.md)"
+        (".dcm", ".dicom"), f"DICOM: {_VOLUME}, or use --config=configs/volumes.py (docs/data.md)"
     ),
     **dict.fromkeys((".heic", ".heif"), "HEIC photos are not read here: convert them to JPEG"),
     ".webp": "WebP files are not read here: convert them to PNG",

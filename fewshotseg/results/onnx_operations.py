@@ -1,6 +1,7 @@
 """Operations of JAX as nodes of ONNX: a row in one of two tables each."""
 
 import math
+import string
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -35,6 +36,29 @@ def _conv(t, inputs, params, output):
         dilations=params["rhs_dilation"],
         group=params["feature_group_count"],
     )
+
+
+def _dot_general(t, inputs, params, output):
+    """`x @ weights` as a matrix product, whatever else `einsum` can say as that."""
+    x, y = inputs
+    (contracted, with_), (batch, with_batch) = params["dimension_numbers"]
+    rank, ranks = len(x.shape), len(y.shape)
+    if (contracted, with_, batch, ranks) == ((rank - 1,), (0,), (), 2):
+        found = t.graph.add("MatMul", t.natural(x), t.name_of(y))
+        return t.stored(found, output.shape)
+    first = string.ascii_letters[:rank]
+    second = list(string.ascii_letters[rank : rank + ranks])
+    for ours, theirs in (
+        *zip(batch, with_batch, strict=True),
+        *zip(contracted, with_, strict=True),
+    ):
+        second[theirs] = first[ours]
+    summed = {first[i] for i in contracted}
+    shared = [first[i] for i in batch]
+    of_one = [a for a in (*first, *second) if a not in summed and a not in shared]
+    parts = [onnx_sizes(letters) for letters in (first, second, shared + of_one)]
+    left, right, result = ("".join(letters) for letters in parts)
+    return t.graph.add("Einsum", t.name_of(x), t.name_of(y), equation=f"{left},{right}->{result}")
 
 
 def _reduce(kind):
@@ -129,6 +153,11 @@ def _rsqrt(t, inputs, params, output):
     return t.elementwise("Reciprocal", [root], output.shape)
 
 
+def _erfc(t, inputs, params, output):
+    erf = t.elementwise("Erf", inputs, output.shape)
+    return t.elementwise("Sub", [constant(np.float32(1.0)), erf], output.shape)
+
+
 def _integer_pow(t, inputs, params, output):
     return t.elementwise("Pow", [inputs[0], constant(np.float32(params["y"]))], output.shape)
 
@@ -139,6 +168,7 @@ def _square(t, inputs, params, output):
 
 OPERATIONS: Mapping[str, Callable] = {
     "conv_general_dilated": _conv,
+    "dot_general": _dot_general,
     **{name: _reduce(kind) for name, kind in _REDUCE.items()},
     **dict.fromkeys(("reshape", "squeeze", "expand_dims"), _reshape),
     "transpose": _transpose,
@@ -149,6 +179,7 @@ OPERATIONS: Mapping[str, Callable] = {
     "pad": _pad,
     "convert_element_type": _cast,
     "rsqrt": _rsqrt,
+    "erfc": _erfc,
     "integer_pow": _integer_pow,
     "square": _square,
 }

@@ -56,6 +56,12 @@ def predictor(request):
     return create_predictor(config, weights, names, "test")
 
 
+OTHERS = {
+    "deeplab": {"width": 4, "depths": (1, 1, 1, 1), "head_width": 8},
+    "swin_unet": {"width": 8, "depths": (1, 2), "window": 3},
+}
+
+
 def _pictures(numbers=0):
     draw = np.random.default_rng(numbers)
     for size in SIZES:
@@ -82,6 +88,25 @@ def test_onnx_predicts_as_the_model(predictor):
     for image in _pictures():
         (wanted,) = probabilities_of(predictor, [image], ["a"], 1)
         (found,) = session.run(None, {"image": image})
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_onnx_predicts_as_other_segmenters_do(name):
+    """Pictures of odd sizes, through a network of an odd size."""
+    config = {
+        "data": {"image_size": (27, 34), "channels": 3},
+        "segmenter": {"name": name, name: OTHERS[name]},
+        "evaluate": {"threshold": 0.5},
+    }
+    weights = create_network(config, 3).init(jax.random.key(0))
+    weights["logits"]["kernel"] = 10.0 * weights["logits"]["kernel"]
+    predictor = create_predictor(config, weights, ("a", "b"), "test")
+    session = onnxruntime.InferenceSession(onnx_export.onnx_file(predictor))
+    for image in _pictures():
+        (wanted,) = probabilities_of(predictor, [image], ["a"], 1)
+        (found,) = session.run(None, {"image": image})
+        assert np.ptp(wanted) > 0.1
         np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 

@@ -34,8 +34,14 @@ FUNCTIONS = {
     "flips": lambda x: x[:, ::-1] + 2 * x[:, :, ::-1] + 3 * x[:, ::-1, ::-1],
     "softmax": lambda x: jax.nn.softmax(x) * jax.nn.sigmoid(x),
     "activations": lambda x: jax.nn.relu6(4 * x) + jax.nn.silu(x) + jnp.tanh(x) + jax.nn.gelu(x),
+    "the exact gelu": lambda x: jax.nn.gelu(3 * x, approximate=False),
     "bfloat16": lambda x: (x.astype(jnp.bfloat16) + 1).astype(jnp.float32) ** 2,
     "other ranks": lambda x: jnp.broadcast_to(x.mean((1, 2))[:, None, None], x.shape) + x.max((0, 3))[0, 1],
+    "product with weights": lambda x: x @ KERNEL[0, 0],
+    "weights of two axes": lambda x: jax.image.resize(x, (1, 9, 11, 4), "linear"),
+    "products of images": lambda x: jnp.einsum("bhwc,bhvc->bvhw", x, x[..., ::-1]),
+    "products that are summed": lambda x: jnp.einsum("bhwc,bhwd->dc", x, x[:, ::-1]),
+    "attention": lambda x: jnp.einsum("bwnhd,bwmhd->bwhnm", *2 * [x.reshape(1, 5, 7, 2, 2)]),
     "tokens": lambda x: jax.lax.slice_in_dim(x.reshape(1, 5, 28).transpose(0, 2, 1), 1, 28, 3, 1)[:, :, 2:],
 }  # fmt: skip
 
@@ -72,29 +78,14 @@ BLOCKS = (efficientnet_lite.Block(3, 1, 1, 4, 8), efficientnet_lite.Block(5, 2, 
 MODULES = {
     "unet": unet.UNet(width=4, num_levels=2, num_outputs=3),
     "efficient_unet": efficient_unet.EfficientUNet(weights="", widths=(8, 8), blocks=BLOCKS),
+    # Dilations within the image and beyond it; odd windows, shifted, that reach beyond the image.
+    "deeplab": deeplab.DeepLab(3, width=4, depths=(1, 2, 1, 1), head_width=6, atrous=(1, 2, 9)),
+    "swin_unet": swin_unet.SwinUnet(3, width=8, depths=(2, 2), window=3),
 }
-REFUSED = {
-    "deeplab": deeplab.DeepLab(width=8, depths=(1, 1, 1, 1), head_width=8),
-    "swin_unet": swin_unet.SwinUnet(width=8, depths=(1, 1), window=2),
-}
 
 
-def test_every_segmenter_is_translated_or_refused():
-    assert MODULES.keys() | REFUSED.keys() == factory.SEGMENTERS.keys()
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_segmenters_that_are_not_translated_are_refused(name):
-    x = np.zeros((1, 16, 16, 3), np.float32)
-    network = factory.network(REFUSED[name], jax.ShapeDtypeStruct(x.shape, x.dtype), None)
-    params = jax.tree.map(
-        lambda leaf: np.zeros(leaf.shape, leaf.dtype),
-        jax.eval_shape(network.init, jax.random.key(0)),
-    )
-    with pytest.raises(InputError, match="'dot_general', which is not translated.*stablehlo"):
-        onnx_translate.translate(
-            onnx_graph.Graph(), lambda images: network.apply(params, images, None), {"x": x.shape}
-        )
+def test_every_segmenter_is_translated():
+    assert MODULES.keys() == factory.SEGMENTERS.keys()
 
 
 @pytest.mark.parametrize("name", MODULES)
