@@ -23,14 +23,18 @@ flags.DEFINE_string("rows", "", "Where to write the rows; a second file RUNS_...
 flags.DEFINE_string("data_dir", "", "As of fewshot.py; with --list.")
 flags.DEFINE_string("list", "", "Only the cases of this list.")
 flags.DEFINE_string("against", "real_only", "METHOD, or SEGMENTER: METHOD, to compare with.")
+flags.DEFINE_string("class_name", "", "Of which class; '': of each case the mean over its classes.")
 
 SETTING = ("dataset", "segmenter", "size", "steps", "labels")
-COLUMNS = (*SETTING, "method", "draw", "case", "unit", "dice", "hd95")
+# Of several classes a row for each, and one of class '' for their mean; old files have no such column.
+METRICS = {"dice": 4, "hd95": 1, "nsd": 4, "cldice": 4}  # digits
+COLUMNS = (*SETTING, "method", "draw", "case", "unit", *METRICS, "class")
 RUN_COLUMNS = (*SETTING, "method", "draw", "seconds", "validation_dice", "device", "revision")
 
 
 def read_runs(folders) -> tuple[list[dict], list[dict]]:
     """A row per case, and a row per training, of all runs anywhere in some folders."""
+    from fewshotseg.results import metrics
     from fewshotseg.results import statistics as stats
     from fewshotseg.results.report import inputs
 
@@ -52,12 +56,14 @@ def read_runs(folders) -> tuple[list[dict], list[dict]]:
             })  # fmt: skip
             if test_set != "test":
                 continue
-            for case in found:
-                dice, hd95 = (math.nan if case[k] is None else case[k] for k in ("dice", "hd95"))
-                cases.append(row | {
-                    "case": case["case"], "unit": units.get(case["case"], ""),
-                    "dice": round(dice, 4), "hd95": round(hd95, 1),
-                })  # fmt: skip
+            found = [{k: math.nan if v is None else v for k, v in of.items()} for of in found]
+            for case, of_classes in metrics.rows_by_case(found).items():
+                shown = [("", metrics.mean_over_classes(of_classes))]
+                shown += [(of["class"], of) for of in of_classes if len(of_classes) > 1]
+                for name, of in shown:
+                    values = {k: round(of[k], n) for k, n in METRICS.items() if k in of}
+                    known = {"case": case, "unit": units.get(case, ""), "class": name}
+                    cases.append(dict.fromkeys(METRICS, "") | row | known | values)
     return cases, runs
 
 
@@ -65,7 +71,10 @@ def write_rows(rows, columns, path: pathlib.Path) -> None:
     """A CSV file, compressed if its name ends in .gz, always the same bytes for the same rows."""
     if path.suffix == ".gz":
         with path.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
-            text = ["\t".join(columns), *("\t".join(str(row[c]) for c in columns) for row in rows)]
+            text = [
+                "\t".join(columns),
+                *("\t".join(str(row.get(c, "")) for c in columns) for row in rows),
+            ]
             file.write("\n".join([*text, ""]).replace("\t", ",").encode())
         return
     with path.open("w", newline="") as file:
@@ -78,13 +87,15 @@ def read_rows(path: pathlib.Path) -> list[dict]:
     """Rows that `write_rows` wrote; numbers are text, but for the metrics."""
     with (gzip.open if path.suffix == ".gz" else open)(path, "rt", newline="") as file:
         rows = list(csv.DictReader(file))
-    return [{**row, "dice": float(row["dice"]), "hd95": float(row["hd95"])} for row in rows]
+    return [row | {k: float(row[k]) for k in METRICS if row.get(k)} for row in rows]
 
 
-def by_method(rows) -> dict[tuple, dict[str, dict[str, dict[str, dict]]]]:
-    """Setting without the segmenter -> 'segmenter: method' -> draw -> case -> row."""
+def by_method(rows, class_name="") -> dict[tuple, dict[str, dict[str, dict[str, dict]]]]:
+    """Setting without the segmenter -> 'segmenter: method' -> draw -> case -> row of a class."""
     found = collections.defaultdict(dict)
     for row in rows:
+        if row.get("class", "") != class_name:
+            continue
         where = tuple(str(row[k]) for k in SETTING if k != "segmenter")
         name = f"{row['segmenter']}: {row['method']}"
         draws = found[where].setdefault(name, {})
@@ -124,8 +135,13 @@ def compare(ours, theirs, metric) -> dict | None:
     return found | {"draws": stats.summarise_seeds(by_draw)}
 
 
-def table(rows, against: str) -> str:
+_TITLES = {"hd95": ("HD95", 1), "nsd": ("NSD", 3), "cldice": ("clDice", 3)}
+
+
+def table(rows, against: str, class_name: str = "") -> str:
     """Levels of every method, and differences to one (of the same segmenter where it has it), in Markdown.
+
+    Of a class, or of the mean of all; NSD and clDice where every row has them.
 
     'segmenter: method' is the same for all; where it was not trained for those steps, but for one other
     number of them only, that is taken: peers have minutes for steps.
@@ -135,7 +151,10 @@ def table(rows, against: str) -> str:
     """
     from fewshotseg.results import statistics as stats
 
-    found, lines, families = by_method(rows), [], collections.defaultdict(list)
+    found, lines, families = by_method(rows, class_name), [], collections.defaultdict(list)
+    measured = ["dice", "hd95"] + [
+        k for k in ("nsd", "cldice") if all(isinstance(row.get(k), float) for row in rows)
+    ]
     for where, methods in found.items():
         for name, draws in methods.items():
             base = _base(found, where, name, against)
@@ -145,28 +164,33 @@ def table(rows, against: str) -> str:
                 families[name, where[1:]].append((where, found_dice["p_wilcoxon"]))
             levels = [
                 statistics.fmean(mean_by_case(draws, sorted(draws), metric).values())
-                for metric in ("dice", "hd95")
+                for metric in measured
             ]
-            hd95 = compare(draws, base, "hd95") if base else None
-            lines.append((where, name, len(draws), levels, found_dice, hd95))
+            others = [compare(draws, base, metric) if base else None for metric in measured[1:]]
+            lines.append((where, name, len(draws), levels, found_dice, others))
     adjusted = {}
     for (name, _), members in families.items():
         for (where, _), p in zip(members, stats.holm([p for _, p in members]), strict=True):
             adjusted[where, name] = p
     text = [
         f"| data set | px | steps | labels | segmenter: method | draws | Dice | minus {against}, points "
-        "| over draws | p (Holm) | HD95 | minus |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| over draws | p (Holm) | "
+        + " | minus | ".join(_TITLES[k][0] for k in measured[1:])
+        + " | minus |",
+        "|" + " --- |" * (8 + 2 * len(measured)),
     ]
-    for where, name, number, (dice, hd95), d, h in lines:
-        cells = ["", "", "", f"{hd95:.1f}", ""]
+    for where, name, number, (dice, *levels), d, others in lines:
+        cells = ["", "", ""]
         if d:
             low, high = d["ci95"]
             cells[0] = f"{100 * d['mean']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
             low, high = d["draws"]["ci95"]
             cells[1] = "" if math.isnan(low) else f"{100 * low:+.1f} to {100 * high:+.1f}"
             cells[2] = f"{adjusted[where, name]:.2g}"
-            cells[4] = f"{h['mean']:+.1f}"
+        for metric, level, other in zip(measured[1:], levels, others, strict=True):
+            digits = _TITLES[metric][1]
+            cells.append(f"{level:.{digits}f}")
+            cells.append(f"{other['mean']:+.{digits}f}" if other else "")
         text.append("| " + " | ".join((*where, name, str(number), f"{dice:.3f}", *cells)) + " |")
     return "\n".join(text)
 
@@ -216,7 +240,7 @@ def main(argv):
             return
     if FLAGS.list:
         rows = of_list(rows, FLAGS.data_dir, FLAGS.list)
-    print(table(rows, FLAGS.against))
+    print(table(rows, FLAGS.against, FLAGS.class_name))
 
 
 if __name__ == "__main__":

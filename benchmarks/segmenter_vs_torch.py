@@ -1,6 +1,7 @@
 """One training step of the segmenter (forward, loss, backward, Adam): ours against PyTorch's.
 
 pip install torch && python benchmarks/segmenter_vs_torch.py
+    --size=24,32,24 --width=8 --levels=3 --batch=2      of volumes
 
 Both start from the same weights and see the same batch; the losses are compared before anything is
 timed. Steps are then timed in pairs, one of each, and the median of the ratios is printed: on a shared
@@ -26,26 +27,31 @@ from fewshotseg.training import optimizers
 class TorchUNet(torch.nn.Module):
     """The network of `fewshotseg.models.unet`, from PyTorch's own layers."""
 
-    def __init__(self, width, num_levels, groups, channels):
+    def __init__(self, width, num_levels, groups, channels, axes):
         super().__init__()
+        self.axes = axes
         sizes = [width * 2**i for i in range(num_levels + 1)]
         self.down = torch.nn.ModuleList()
         for i, size in enumerate(sizes):
             self.down.append(self._double(channels if i == 0 else sizes[i - 1], size, groups))
         self.resize = torch.nn.ModuleList(
-            torch.nn.ConvTranspose2d(sizes[i + 1], sizes[i], 2, 2) for i in range(num_levels)
+            self._layer("ConvTranspose")(sizes[i + 1], sizes[i], 2, 2) for i in range(num_levels)
         )
         self.up = torch.nn.ModuleList(
             self._double(2 * sizes[i], sizes[i], groups) for i in range(num_levels)
         )
-        self.logits = torch.nn.Conv2d(width, 1, 1)
+        self.logits = self._layer("Conv")(width, 1, 1)
+
+    def _layer(self, name):
+        return getattr(torch.nn, f"{name}{self.axes}d")
 
     def _double(self, c_in, c_out, groups):
+        conv = self._layer("Conv")
         return torch.nn.Sequential(
-            torch.nn.Conv2d(c_in, c_out, 3, padding=1, bias=False),
+            conv(c_in, c_out, 3, padding=1, bias=False),
             torch.nn.GroupNorm(min(groups, c_out), c_out),
             torch.nn.ReLU(),
-            torch.nn.Conv2d(c_out, c_out, 3, padding=1, bias=False),
+            conv(c_out, c_out, 3, padding=1, bias=False),
             torch.nn.GroupNorm(min(groups, c_out), c_out),
             torch.nn.ReLU(),
         )
@@ -55,7 +61,7 @@ class TorchUNet(torch.nn.Module):
         for block in self.down[:-1]:
             x = block(x)
             skips.append(x)
-            x = torch.nn.functional.max_pool2d(x, 2)
+            x = self._layer("MaxPool")(2)(x)
         x = self.down[-1](x)
         for i in reversed(range(len(self.up))):
             x = self.up[i](torch.cat([skips[i], self.resize[i](x)], 1))
@@ -67,10 +73,13 @@ class TorchUNet(torch.nn.Module):
         def copy(parameter, array):
             parameter.data = torch.from_numpy(np.array(array))
 
+        spatial = tuple(range(self.axes))
+        lie = (self.axes + 1, self.axes, *spatial)  # outputs, inputs, space
+
         def double(block, name):
             for j in range(2):
                 kernel = np.asarray(params[f"{name}_conv_{j}"]["kernel"])
-                copy(block[3 * j].weight, kernel.transpose(3, 2, 0, 1))
+                copy(block[3 * j].weight, kernel.transpose(lie))
                 copy(block[3 * j + 1].weight, np.asarray(params[f"{name}_norm_{j}"]["scale"]))
                 copy(block[3 * j + 1].bias, np.asarray(params[f"{name}_norm_{j}"]["bias"]))
 
@@ -78,11 +87,11 @@ class TorchUNet(torch.nn.Module):
             double(self.down[i], f"down_{i}")
             double(self.up[i], f"up_{i}")
             resize = params[f"up_{i}_resize"]
-            flipped = np.asarray(resize["kernel"])[::-1, ::-1]
-            copy(self.resize[i].weight, flipped.transpose(2, 3, 0, 1))
+            flipped = np.flip(np.asarray(resize["kernel"]), spatial)
+            copy(self.resize[i].weight, flipped.transpose(self.axes, self.axes + 1, *spatial))
             copy(self.resize[i].bias, np.asarray(resize["bias"]))
         double(self.down[-1], "bottom")
-        copy(self.logits.weight, np.asarray(params["logits"]["kernel"]).transpose(3, 2, 0, 1))
+        copy(self.logits.weight, np.asarray(params["logits"]["kernel"]).transpose(lie))
         copy(self.logits.bias, np.asarray(params["logits"]["bias"]))
 
 
@@ -110,10 +119,12 @@ def jax_step(args, network, params, images, masks):
 
 def torch_step(args, params, images, masks):
     """The same in PyTorch."""
-    network = TorchUNet(args.width, args.levels, 8, 3)
+    axes = images.ndim - 2
+    network = TorchUNet(args.width, args.levels, 8, images.shape[-1], axes)
     network.load(params, args.levels)
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
-    images = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2)))
+    images = torch.from_numpy(np.array(images.transpose(0, axes + 1, *range(1, axes + 1))))
+    spatial = tuple(range(2, axes + 2))
     masks = torch.from_numpy(np.array(masks, np.float32))[:, None]
 
     def run():
@@ -121,8 +132,8 @@ def torch_step(args, params, images, masks):
         logits = network(images)
         cross = torch.nn.functional.binary_cross_entropy_with_logits(logits, masks)
         p = torch.sigmoid(logits)
-        both = (p * masks).sum((2, 3))
-        dice = (2 * both + 1) / (p.sum((2, 3)) + masks.sum((2, 3)) + 1)
+        both = (p * masks).sum(spatial)
+        dice = (2 * both + 1) / (p.sum(spatial) + masks.sum(spatial) + 1)
         loss = cross + (1 - dice).mean()
         loss.backward()
         optimizer.step()
@@ -133,7 +144,7 @@ def torch_step(args, params, images, masks):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=64, help="pixels")
+    parser.add_argument("--size", default="64", help="pixels; of volumes depth,height,width")
     parser.add_argument("--width", type=int, default=16, help="channels at full resolution")
     parser.add_argument("--levels", type=int, default=4, help="halvings")
     parser.add_argument("--batch", type=int, default=8)
@@ -143,8 +154,10 @@ def main():
     # Threads that wait for work count as CPU time: both get the same few cores.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     torch.set_num_threads(args.threads)
-    shape = (args.batch, args.size, args.size)
-    images = jax.random.uniform(jax.random.key(0), (*shape, 3), minval=-1, maxval=1)
+    size = tuple(map(int, args.size.split(",")))
+    shape = (args.batch, *(size * 2 if len(size) == 1 else size))
+    channels = 3 if len(shape) == 3 else 1
+    images = jax.random.uniform(jax.random.key(0), (*shape, channels), minval=-1, maxval=1)
     masks = jax.random.bernoulli(jax.random.key(1), 0.3, shape).astype(jnp.uint8)
     network = unet.UNet(width=args.width, num_levels=args.levels)
     params = layers.init_params(network, jax.random.key(2), images)

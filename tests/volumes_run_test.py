@@ -1,6 +1,7 @@
 """run.py on a folder of volumes, from files to masks that lie on them; the segmenter compiles fast."""
 
 import json
+import warnings
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -8,12 +9,18 @@ import nibabel
 import numpy as np
 import pytest
 import volumes
+from dicom import write_series
 
 from configs import hippocampus
 from fewshotseg import cli
+from fewshotseg.data import label_files, volume_files
 from fewshotseg.errors import InputError
 from fewshotseg.models import factory
 from fewshotseg.training import config_check
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # of its SWIG types
+    import SimpleITK
 
 
 class Voxels(nn.Module):
@@ -111,3 +118,48 @@ def test_searched_methods_want_whole_cases():
     config.methods, config.data.fit = ("mixture_searched",), "tiles"
     with pytest.raises(InputError, match="data.fit .*mixture_searched judges whole cases"):
         config_check.check_config(config)
+
+
+def _write_ball_series(folder, seed, labels=None):
+    """A ball as a CT series from head to feet, and its label map as a DICOM segmentation beside."""
+    image, label = volumes.make_ball(seed, shape=(20, 16, 10), dtype=np.int16)
+    series = write_series(folder, image, step=(0.0, 0.0, -2.0))
+    if labels is not None:
+        volume = volume_files.read_volume(series)
+        mask = volume.orientation.to_canonical(label)
+        label_files.write_segmentation(labels, mask, volume, volumes.NAMES)
+    return series, label
+
+
+def test_a_run_on_dicom_series(tmp_path, monkeypatch):
+    """From folders of slices to segmentations that another library finds on the object."""
+    monkeypatch.setitem(factory.SEGMENTERS, "unet", Voxels)
+    data, run = tmp_path / "data", ("run.py", f"--workdir={tmp_path / 'run'}")
+    (data / "labels").mkdir(parents=True)
+    for i in range(12):
+        _write_ball_series(data / "images" / f"c{i}", i, data / "labels" / f"c{i}.dcm")
+    fields = {
+        "data.volumes.folder": data, "data.volumes.class_names": volumes.NAMES,
+        "data.volumes.window": (0.0, 1200.0), "data.num_train": 6, "data.num_validation": 3,
+        "optim.learning_rate": 0.05, "train.num_steps": 60, "train.ema_decay": 0.9,
+        "augment.intensity.brightness": 0.0, "augment.intensity.contrast": 0.0,
+        "augment.intensity.gamma": 0.0, "compilation_cache": "",
+    }  # fmt: skip
+    arguments = [f"--config.{k}={v}" for k, v in fields.items()]
+    cli.main([*run, "--config=volumes:runlocal,method=real_only", *arguments])
+    series, label = _write_ball_series(tmp_path / "new" / "a", 99)
+    cli.main([*run, "--mode=predict", f"--input={series}", f"--output={tmp_path / 'out'}"])
+    found = SimpleITK.ReadImage(str(tmp_path / "out" / "masks" / "a.dcm"))
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(series)))
+    image = reader.Execute()
+    bright = SimpleITK.GetArrayFromImage(image) > 400
+    assert bright.sum() == pytest.approx((label > 0).sum(), rel=0.1)
+    places = [
+        {
+            tuple(np.round(of.TransformIndexToPhysicalPoint(index[::-1].tolist()), 1))
+            for index in np.argwhere(mask)
+        }
+        for of, mask in ((found, SimpleITK.GetArrayFromImage(found) > 0), (image, bright))
+    ]
+    assert 2 * len(places[0] & places[1]) / sum(map(len, places)) > 0.8

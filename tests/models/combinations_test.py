@@ -9,7 +9,7 @@ import tiny
 from configs import default, demo
 from fewshotseg import hypergradient
 from fewshotseg.models import factory
-from fewshotseg.training import build_pairs, build_parts, stages
+from fewshotseg.training import build_pairs, build_parts, estimators, stages
 
 SIZES = {2: (96, 80), 3: (24, 32, 20)}
 FLAT = ("efficient_unet",)  # of pictures alone
@@ -59,41 +59,64 @@ def make_batch(size, channels, classes, number=2):
 STEPS = [combination for combination in COMBINATIONS if combination[0] not in FLAT]
 
 
-@pytest.mark.parametrize(("name", "axes", "classes"), STEPS)
-def test_an_outer_step(name, axes, classes):
-    """At the smallest widths: the loss is finite, every weight moves, the mixture has a derivative."""
+def make_step(name, axes, classes, estimator="unrolled", compile=None):
+    """An estimate of a mixture's derivative at the smallest widths, and all that it is given."""
     config = make_config(name, "runlocal,")
     config.segmenter.unet.num_levels, config.segmenter.swin_unet.depths = 1, (1, 1)
     config.segmenter.swin_unet.window, config.segmenter.deeplab.dropout_rate = 2, 0.0
+    config.outer.estimator, config.outer.loop = estimator, "host" if compile else "scan"
     size, channels = (9, 10, 8)[:axes], {2: 3, 3: 1}[axes]
     spec = factory.Spec(classes + 1, size, channels)
     method = build_pairs.resolve_method(config, "mixture_learned")
     parts = build_parts.create_parts(config, spec, method, "train", axis_name=None)
     moving = stages.moving_players(parts, method)
     step = stages.create_inner_step(parts, moving)
-    # Volumes of one class are traced alone: they compile as those of three do.
-    compiled = (axes, classes) != (3, 1)
-    config.outer.loop = "host" if compiled else "scan"
-    compile = tiny.jit if compiled else lambda function, **options: function
     estimate = build_parts.create_estimate(
-        config, parts, method, step, axis_name=None, compile=compile
+        config,
+        parts,
+        method,
+        step,
+        axis_name=None,
+        compile=compile or (lambda function, **options: function),
     )
     state = {"segmenter": stages.init_segmenter(parts, 0)}
     batch = make_batch(size, channels, classes, number=4)
     outer = {"image": batch["image"], "mask": batch["mask"], "weight": jnp.ones(4)}
     inner = jax.tree.map(lambda x: x[None], batch)
     problem = parts.theta, state, inner, outer, jax.random.split(jax.random.key(1), 1)
-    if not compiled:
-        shapes = jax.eval_shape(estimate, *problem)
-        assert shapes.loss.shape == () and shapes.grad["mixture"].shape == (2,)
-        return
+    memory = estimators.start(
+        estimator, build_parts.outer_fields(config, estimator), parts.theta, state
+    )
+    return estimate, (*problem, memory) if memory else problem
+
+
+@pytest.mark.parametrize(("name", "axes", "classes"), STEPS)
+def test_an_outer_step(name, axes, classes):
+    """The loss is finite, every weight moves, the mixture has a derivative."""
+    estimate, problem = make_step(name, axes, classes, compile=tiny.jit)
     found = estimate(*problem)
     assert isinstance(found, hypergradient.Hypergradient)
     assert np.isfinite(found.loss) and found.loss > 0
     slopes = np.asarray(found.grad["mixture"])
     assert np.isfinite(slopes).all() and np.abs(slopes).max() > 0
-    before, after = (jax.tree.leaves(s["segmenter"].params) for s in (state, found.inner_state))
+    before, after = (
+        jax.tree.leaves(s["segmenter"].params) for s in (problem[1], found.inner_state)
+    )
     assert np.mean([np.any(a != b) for a, b in zip(after, before, strict=True)]) > 0.9
+
+
+@pytest.mark.parametrize("name", ["deeplab", "swin_unet"])
+def test_every_estimator_goes_through_it(name):
+    """Traced: forward and backward, once and twice; what an estimate is, unrolling says."""
+    shapes = {}
+    for estimator in estimators.ESTIMATORS:
+        estimate, problem = make_step(name, 2, 1, estimator)
+        shapes[estimator] = jax.eval_shape(estimate, *problem)
+    for found in shapes.values():
+        assert found.loss.shape == () and found.grad["mixture"].shape == (2,)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), found.inner_state) == jax.tree.map(
+            lambda x: (x.shape, x.dtype), shapes["unrolled"].inner_state
+        )
 
 
 @pytest.mark.parametrize("axes", SIZES)

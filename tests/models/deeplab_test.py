@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import pytest
 import tiny
@@ -12,29 +13,17 @@ from fewshotseg.models import deeplab, dilated, factory, resnet, weights
 TINY = {"width": 4, "depths": (1, 1, 1, 2), "head_width": 8, "atrous": (1, 2, 3)}
 
 
-def count(tree):
-    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
-
-
-def shapes_of(module, *shape):
-    """Of parameters and logits, for images of a shape; nothing is compiled."""
-    images = jax.ShapeDtypeStruct(shape, jnp.float32)
-    network = factory.network(module, images, None)
-    params = jax.eval_shape(network.init, jax.random.key(0))
-    return params, jax.eval_shape(network.apply, params, images, None)
-
-
 def test_it_has_the_parameters_of_torchvision():
-    params, logits = shapes_of(deeplab.DeepLab(21), 2, 97, 65, 3)
-    assert count(params) == 39_638_869 and logits.shape == (2, 97, 65, 21)
-    assert count(params["encoder"]) == 23_508_032  # ResNet-50 without its classifier
-    grey, _ = shapes_of(deeplab.DeepLab(1), 1, 64, 64, 1)
-    assert count(grey) == 39_638_869 - 20 * 257
+    params, logits = networks.shapes_of(deeplab.DeepLab(21), 2, 97, 65, 3)
+    assert networks.count(params) == 39_638_869 and logits.shape == (2, 97, 65, 21)
+    assert networks.count(params["encoder"]) == 23_508_032  # ResNet-50 without its classifier
+    grey, _ = networks.shapes_of(deeplab.DeepLab(1), 1, 64, 64, 1)
+    assert networks.count(grey) == 39_638_869 - 20 * 257
 
 
 @pytest.mark.parametrize("shape", [(1, 33, 30, 1), (1, 1, 5, 3), (1, 9, 10, 7, 1)])
 def test_logits_have_the_size_of_the_image(shape):
-    _, logits = shapes_of(deeplab.DeepLab(3, **TINY), *shape)
+    _, logits = networks.shapes_of(deeplab.DeepLab(3, **TINY), *shape)
     assert logits.shape == (*shape[:-1], 3) and logits.dtype == jnp.float32
 
 
@@ -98,16 +87,7 @@ def test_the_pool_is_that_of_windows(shape):
 
 
 def test_bfloat16_is_close_to_float32():
-    images = jnp.asarray(np.random.default_rng(2).uniform(-1, 1, (2, 16, 16, 3)), jnp.float32)
-    fine, coarse = (
-        factory.network(deeplab.DeepLab(2, **TINY, dtype=dtype), images, None)
-        for dtype in (jnp.float32, jnp.bfloat16)
-    )
-    params = fine.init(jax.random.key(0))
-    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    found, wanted = (tiny.jit(n.apply)(params, images, None) for n in (coarse, fine))
-    assert found.dtype == jnp.float32
-    assert np.sqrt(np.mean((found - wanted) ** 2)) < 0.15 * np.std(wanted)
+    networks.assert_bfloat16_is_close(deeplab.DeepLab(2, **TINY), share=0.15)
 
 
 def test_dropout_is_of_the_keys_alone():
@@ -190,9 +170,9 @@ def test_names_of_torchvision_fill_every_parameter(whole):
     given = deeplab.from_torchvision(
         {name: np.broadcast_to(np.float32(1.0), shape) for name, shape in names.items()}, 21
     )
-    params, _ = shapes_of(deeplab.DeepLab(21), 1, 32, 32, 3)
+    params, _ = networks.shapes_of(deeplab.DeepLab(21), 1, 32, 32, 3)
     for part in ("encoder", "head", "logits") if whole else ("encoder",):
-        ours, theirs = count(params[part]), count(given[part])
+        ours, theirs = networks.count(params[part]), networks.count(given[part])
         assert ours == theirs, part
     assert given.keys() == ({"encoder", "head", "logits"} if whole else {"encoder"})
 

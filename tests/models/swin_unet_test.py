@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import pytest
 import tiny
@@ -10,18 +11,6 @@ from fewshotseg import errors
 from fewshotseg.models import factory, swin, swin_unet
 
 TINY = {"width": 8, "depths": (1, 2), "window": 3}
-
-
-def count(tree):
-    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
-
-
-def shapes_of(module, *shape):
-    """Of parameters and logits, for images of a shape; nothing is compiled."""
-    images = jax.ShapeDtypeStruct(shape, jnp.float32)
-    network = factory.network(module, images, None)
-    params = jax.eval_shape(network.init, jax.random.key(0))
-    return params, jax.eval_shape(network.apply, params, images, None)
 
 
 @pytest.mark.parametrize(
@@ -33,13 +22,13 @@ def shapes_of(module, *shape):
     ],
 )
 def test_it_has_the_parameters_of_the_authors(classes, shape, number):
-    params, logits = shapes_of(swin_unet.SwinUnet(classes), *shape)
-    assert count(params) == number and logits.shape == (*shape[:-1], classes)
+    params, logits = networks.shapes_of(swin_unet.SwinUnet(classes), *shape)
+    assert networks.count(params) == number and logits.shape == (*shape[:-1], classes)
 
 
 @pytest.mark.parametrize("shape", [(1, 33, 30, 1), (1, 1, 5, 3), (1, 9, 10, 7, 1)])
 def test_logits_have_the_size_of_the_image(shape):
-    _, logits = shapes_of(swin_unet.SwinUnet(3, **TINY), *shape)
+    _, logits = networks.shapes_of(swin_unet.SwinUnet(3, **TINY), *shape)
     assert logits.shape == (*shape[:-1], 3) and logits.dtype == jnp.float32
 
 
@@ -102,16 +91,7 @@ def test_filling_and_far_ends_do_not_reach_a_token():
 
 
 def test_bfloat16_is_close_to_float32():
-    images = jnp.asarray(np.random.default_rng(2).uniform(-1, 1, (2, 16, 16, 3)), jnp.float32)
-    fine, coarse = (
-        factory.network(swin_unet.SwinUnet(2, **TINY, dtype=dtype), images, None)
-        for dtype in (jnp.float32, jnp.bfloat16)
-    )
-    params = fine.init(jax.random.key(0))
-    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    found, wanted = (tiny.jit(n.apply)(params, images, None) for n in (coarse, fine))
-    assert found.dtype == jnp.float32
-    assert np.sqrt(np.mean((found - wanted) ** 2)) < 0.1 * np.std(wanted)
+    networks.assert_bfloat16_is_close(swin_unet.SwinUnet(2, **TINY), share=0.1)
 
 
 def test_weights_start_as_the_authors_do():
@@ -203,17 +183,17 @@ def ones(names):
 def test_names_of_timm_fill_the_encoder_and_the_blocks_of_the_decoder(late):
     names = names_of_swin(late=late, head="head.fc" if late else "head")
     given = swin_unet.from_pytorch(ones(names), 9)
-    params, _ = shapes_of(swin_unet.SwinUnet(9), 1, 64, 64, 3)
+    params, _ = networks.shapes_of(swin_unet.SwinUnet(9), 1, 64, 64, 3)
     assert given.keys() == {"encoder", *(f"up_{i}_{j}" for i in (1, 2, 3) for j in (0, 1))}
     same_shapes({part: params[part] for part in given}, given)
 
 
 def test_names_of_the_authors_fill_everything():
     given = swin_unet.from_pytorch(ones(names_of_swin_unet()), 9)
-    params, _ = shapes_of(swin_unet.SwinUnet(9), 1, 64, 64, 3)
+    params, _ = networks.shapes_of(swin_unet.SwinUnet(9), 1, 64, 64, 3)
     same_shapes(params, given)
     assert "logits" not in swin_unet.from_pytorch(ones(names_of_swin_unet()), 3)
-    assert count(given) == 27_168_900
+    assert networks.count(given) == 27_168_900
 
 
 def test_tensors_of_another_network_are_refused():
