@@ -40,7 +40,7 @@ DATASETS = {
         (6, 3),
     ),
 }
-METHODS = ("real_plain", "real_only", "separate", "end2end")
+METHODS = ["real_plain", "real_only", "separate", "end2end"]
 FLAGS = flags.FLAGS
 flags.DEFINE_string("data_dir", None, "Folder with a folder per data set.", required=True)
 flags.DEFINE_string("output", "runs/volumes", "Folder for the runs.")
