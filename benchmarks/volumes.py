@@ -11,12 +11,11 @@ DRIVE, which has none, every third case of train); with --test_list=test, which 
 val are the pool. Needs the extras `volumes` and `vessels`.
 """
 
+import argparse
 import itertools
 import os
 import pathlib
 import sys
-
-from absl import app, flags, logging
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -41,21 +40,12 @@ DATASETS = {
     ),
 }
 METHODS = ["real_plain", "real_only", "separate", "end2end"]
-FLAGS = flags.FLAGS
-flags.DEFINE_string("data_dir", None, "Folder with a folder per data set.", required=True)
-flags.DEFINE_string("output", "runs/volumes", "Folder for the runs.")
-flags.DEFINE_list("datasets", list(DATASETS), "Which data sets.")
-flags.DEFINE_list("methods", METHODS, "Which methods.")
-flags.DEFINE_list("draws", ["0", "1", "2"], "Seeds, of the labelled cases too.")
-flags.DEFINE_enum("test_list", "val", ["val", "test"], "Which list to test on.")
 
 
 def lists(dataset: str, data_dir: str, test_list: str) -> dict[str, list[str]]:
     """'pool' and 'test' of a data set; they share no case."""
-    from fewshot import read_list  # beside this file
-
     folder = pathlib.Path(data_dir, "splits", dataset)
-    known = {path.stem: read_list(path) for path in folder.glob("*.txt")}
+    known = {path.stem: path.read_text().split() for path in folder.glob("*.txt")}
     train, val = known["train"], known.get("val", [])
     if test_list == "test":
         return {"pool": train + val, "test": known["test"]}
@@ -78,24 +68,30 @@ def configure(dataset: str, seed: int, methods, prepared, split_file, test_list:
     return config
 
 
-def main(argv):
-    del argv
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_dir", required=True, help="folder with a folder per data set")
+    parser.add_argument("--output", default="runs/volumes", help="folder for the runs")
+    parser.add_argument("--datasets", default=",".join(DATASETS))
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--draws", default="0,1,2", help="seeds, of the labelled cases too")
+    parser.add_argument("--test_list", default="val", choices=("val", "test"))
+    args = parser.parse_args()
     from fewshotseg import commands, errors, files
     from fewshotseg.data.sources import tfds
     from fewshotseg.runs import folder
     from fewshotseg.training import build, config_check, train
 
-    logging.set_verbosity(logging.WARNING)
-    output = pathlib.Path(FLAGS.output)
+    output = pathlib.Path(args.output)
+    wanted = itertools.product(map(int, args.draws.split(",")), args.datasets.split(","))
     try:
-        for seed, dataset in itertools.product(map(int, FLAGS.draws), FLAGS.datasets):
-            root = output / dataset
-            tfds.prepare(dataset, pathlib.Path(FLAGS.data_dir, dataset), output / "prepared")
-            split_file = root / f"{FLAGS.test_list}_lists.json"
-            files.write_json(split_file, lists(dataset, FLAGS.data_dir, FLAGS.test_list))
+        for seed, dataset in wanted:
+            tfds.prepare(dataset, pathlib.Path(args.data_dir, dataset), output / "prepared")
+            split_file = output / dataset / f"{args.test_list}_lists.json"
+            files.write_json(split_file, lists(dataset, args.data_dir, args.test_list))
             places = output / "prepared", split_file
-            config = configure(dataset, seed, FLAGS.methods, *places, FLAGS.test_list)
-            workdir = root / f"{FLAGS.test_list}_draw_{seed}"
+            config = configure(dataset, seed, args.methods.split(","), *places, args.test_list)
+            workdir = output / dataset / f"{args.test_list}_draw_{seed}"
             commands.set_compilation_cache(config.compilation_cache)
             config_check.check_config(config)
             folder.write(config, workdir)
@@ -106,4 +102,4 @@ def main(argv):
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    app.run(main)
+    main()
