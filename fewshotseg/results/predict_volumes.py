@@ -11,6 +11,7 @@ import numpy as np
 from fewshotseg import figures, files
 from fewshotseg.data import canvas, dicom_files, image_files, label_files, volume_files
 from fewshotseg.errors import InputError
+from fewshotseg.results import surfaces
 from fewshotseg.results.predict_files import manifest, open_output, values_text
 from fewshotseg.results.predictor import Predictor, probabilities_of
 
@@ -20,6 +21,7 @@ _COLUMNS = (
     "class",
     "voxels",
     "volume_ml",
+    "surface_mm2",
     "share_of_image",
     "depth",
     "height",
@@ -50,8 +52,8 @@ def predict_volumes(
         DICOM segmentation.
       overlays/NAME.png, if wanted: outlines on three planes, for looking at and not for measuring.
       probabilities/NAME.npy, if wanted: float32 `[X, Y, Z, K]` in the input's order of axes.
-      volumes.csv: a row per file and class, with voxels and millilitres; a file that cannot be read
-        gets a row whose `error` says why.
+      volumes.csv: a row per file and class, with voxels, millilitres and the area of the surface; a
+        file that cannot be read gets a row whose `error` says why.
       manifest.json: which model, which versions, how many files, and the seconds of every stage.
 
     Predicting again into the same folder replaces what belongs to the same files.
@@ -167,10 +169,13 @@ def _rows(key, file, mask, volume, class_names: Sequence[str], seconds) -> list[
     spacing = " x ".join(f"{step:g}" for step in volume.spacing)
     rows = []
     for class_id, name in enumerate(class_names, start=1):
-        voxels = int(np.count_nonzero(mask == class_id))
+        of_class = mask == class_id
+        voxels = int(np.count_nonzero(of_class))
+        surface = surfaces.area(of_class, volume.spacing)
         values = (
-            *(key, name, voxels, round(voxels * millilitres, 6), round(voxels / mask.size, 6)),
-            *(*mask.shape, spacing, round(seconds, 4), f"masks/{file}", ""),
+            *(key, name, voxels, round(voxels * millilitres, 6), round(surface, 3)),
+            *(round(voxels / mask.size, 6), *mask.shape, spacing, round(seconds, 4)),
+            *(f"masks/{file}", ""),
         )
         rows.append(dict(zip(_COLUMNS, values, strict=True)))
     return rows

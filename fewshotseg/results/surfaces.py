@@ -41,6 +41,16 @@ def elements(
     return np.concatenate(distances), np.concatenate(found)
 
 
+def area(mask: np.ndarray, spacing: Sequence[float]) -> float:
+    """Of the whole surface of a mask, in the square of the unit of `spacing` (2-D: its length).
+
+    Args:
+      mask: bool `[H, W]` or `[D, H, W]`; 0 if it is empty.
+      spacing: of the pixels along each axis.
+    """
+    return float(_areas(mask.ndim, tuple(map(float, spacing)))[_codes(mask)].sum())
+
+
 def _codes(mask: np.ndarray) -> np.ndarray:
     """Which of the 2^rank pixels around every corner are in the mask, as bits; none are beyond it."""
     padded = np.pad(mask, 1).astype(np.uint8)

@@ -8,7 +8,9 @@ import nibabel
 import numpy as np
 import pytest
 import volumes
+from skimage import measure
 
+from fewshotseg.data import volume_files
 from fewshotseg.data.sources.volumes import VolumeSource
 from fewshotseg.data.volume_files import GreyValues
 from fewshotseg.errors import InputError
@@ -63,6 +65,9 @@ def test_masks_lie_on_their_images_for_another_reader(tmp_path):
     (row,) = rows
     voxel = abs(np.linalg.det(AFFINE[:3, :3]))
     assert row["voxels"] == 60 and row["volume_ml"] == pytest.approx(60 * voxel / 1000, abs=1e-6)
+    turned = volume_files.read_volume(path)
+    mesh = measure.marching_cubes(np.pad(turned.values, 1), 50.0, spacing=turned.spacing)[:2]
+    assert row["surface_mm2"] == pytest.approx(measure.mesh_surface_area(*mesh), rel=1e-4)
     assert row["mask"] == "masks/sub/a.nii.gz" and "1 of 1 volumes" in said[-1]
     probabilities = np.load(tmp_path / "out" / "probabilities" / "sub" / "a.nii.gz.npy")
     np.testing.assert_allclose(probabilities[..., 0], make_box() / 100, atol=1e-6)

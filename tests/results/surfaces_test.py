@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 from scipy import ndimage
+from skimage import measure
 
 from fewshotseg.results import metrics, surfaces
 
@@ -49,6 +50,15 @@ def test_a_large_ball_has_the_area_of_a_sphere():
     assert not distances.any()
     # Of a stepped ball, marching cubes sees more than the sphere, and far less than the voxels' faces.
     assert 1.0 < areas.sum() / 2 / (4 * math.pi * 15**2) < 1.12
+
+
+@pytest.mark.parametrize("place", [(3, 2, 4), (0, 0, 0)], ids=["inside", "in a corner"])
+def test_the_area_of_a_box_is_that_of_marching_cubes(place):
+    mask, spacing = np.zeros((12, 11, 13), bool), (3.0, 0.7, 1.2)
+    mask[tuple(slice(p, p + n) for p, n in zip(place, (3, 4, 5), strict=True))] = True
+    found = measure.marching_cubes(np.pad(mask, 1).astype(float), 0.5, spacing=spacing)
+    assert surfaces.area(mask, spacing) == pytest.approx(measure.mesh_surface_area(*found[:2]))
+    assert surfaces.area(np.zeros((3, 4), bool), (1.0, 1.0)) == 0
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the package: SciPy's old names
