@@ -23,7 +23,7 @@ from fewshotseg.methods import METHODS
 from fewshotseg.models import factory, patchgan, pix2pix, unet
 from fewshotseg.training import build_parts, optimizers, stages
 
-SIZE, CHANNELS, LEVELS = 8, 1, 2
+SIZE, CHANNELS, LEVELS = 8, 1, 1
 
 
 # Halves what XLA takes to compile; the programs are slower and their numbers the same. Options come

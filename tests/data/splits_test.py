@@ -92,8 +92,9 @@ def test_patients_and_copies_never_straddle():
     groups = {f"c{index:03d}": f"p{index // 4}" for index in range(60)}
     copies = {f"c{index:03d}": f"c{index - 30:03d}" for index in range(90, 100)}
     source = _Source(100, groups=groups, copies=copies)
+    survey = Survey(source)
     for seed in range(10):
-        draw = splits.few_shot_split(source, 40, 10, seed, test_fraction=0.2)
+        draw = splits.few_shot_split(source, 40, 10, seed, test_fraction=0.2, survey=survey)
         assert (len(draw.train), len(draw.validation)) == (40, 10)
         assert len(draw.test) in range(20, 24)
         sides = [
@@ -234,14 +235,14 @@ def test_test_cases_are_numbered_by_cluster():
 def test_every_draw_is_pairwise_disjoint():
     groups = {f"c{index:03d}": f"p{index // 3}" for index in range(30)}
     copies = {f"c{index:03d}": f"c{index - 20:03d}" for index in range(50, 60)}
-    ids = _Source(60).ids
+    source = _Source(60, groups=groups, copies=copies)
+    survey, ids = Survey(source), source.ids
     for lists in (
         None, {"test": ids[40:]}, {"train": ids[:40]}, {"pool": ids[:45], "test": ids[40:]},
         {"pool": ids[:40], "validation": ids[5:9]}, {"pool": ids, "exclude": ids[:6], "test": ids[50:]},
     ):  # fmt: skip
         for seed in range(4):
-            source = _Source(60, groups=groups, copies=copies)
-            draw = splits.few_shot_split(source, 12, 4, seed, lists=lists)
+            draw = splits.few_shot_split(source, 12, 4, seed, lists=lists, survey=survey)
             parts = [set(draw.train), set(draw.validation), set(draw.test)]
             for i in range(3):
                 assert len(parts[i]) == len((draw.train, draw.validation, draw.test)[i]) > 0

@@ -25,6 +25,7 @@ COMBINATIONS = [
 def make_config(name, arg=""):
     config = default.get_config(f"{arg}segmenter={name},method=mixture_learned")
     config.segmenter.efficient_unet.weights = ""  # those of ImageNet may not be installed
+    config.optim.name = "sgd"  # Adam's own operations are most of what is compiled
     config.pairs.sources = ("augmented", "colour_transfer")
     return config
 
@@ -106,10 +107,10 @@ def test_an_outer_step(name, axes, classes):
 
 
 @pytest.mark.parametrize("name", ["deeplab", "swin_unet"])
-def test_every_estimator_goes_through_it(name):
-    """Traced: forward and backward, once and twice; what an estimate is, unrolling says."""
+def test_other_estimators_go_through_it(name):
+    """Traced: forwards, and a derivative of a gradient; the others ask for no more than these two."""
     shapes = {}
-    for estimator in estimators.ESTIMATORS:
+    for estimator in ("unrolled", "forward_mode", "identity"):
         estimate, problem = make_step(name, 2, 1, estimator)
         shapes[estimator] = jax.eval_shape(estimate, *problem)
     for found in shapes.values():

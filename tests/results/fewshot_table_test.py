@@ -1,21 +1,10 @@
 """The table of benchmarks/fewshot_table.py on rows that are known by hand."""
 
-import importlib.util
 import math
-import pathlib
 
+import fewshot_table as table
 import numpy as np
 import pytest
-
-PATH = pathlib.Path(__file__).parents[2] / "benchmarks" / "fewshot_table.py"
-
-
-@pytest.fixture(scope="module")
-def table():
-    spec = importlib.util.spec_from_file_location("fewshot_table", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _rows(method, dice, steps=400, draw=0, segmenter="unet", dataset="busi"):
@@ -30,7 +19,7 @@ def _cells(line):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_differences_are_paired_by_case_and_settings_are_not_mixed(table):
+def test_differences_are_paired_by_case_and_settings_are_not_mixed():
     rows = _rows("real_only", [0.5, 0.6, 0.7]) + _rows("mixture", [0.6, 0.8, 0.7])
     rows += _rows("real_only", [0.1, 0.1, 0.1], steps=800)
     lines = table.table(rows, "real_only").splitlines()[2:]
@@ -41,7 +30,7 @@ def test_differences_are_paired_by_case_and_settings_are_not_mixed(table):
     assert longer[2] == "800" and longer[7] == ""
 
 
-def test_peers_are_compared_with_the_method_of_one_segmenter(table):
+def test_peers_are_compared_with_the_method_of_one_segmenter():
     """Whatever the steps; if trainings of it differ in them alone, only with the one of its own steps."""
     rows = _rows("mixture", [0.6, 0.8]) + _rows(
         "smp", [0.5, 0.6], steps="10 CPU-min", segmenter="smp"
@@ -56,7 +45,7 @@ def test_peers_are_compared_with_the_method_of_one_segmenter(table):
     assert found["busi", "800", "unet: real_only"] == "-5.0"
 
 
-def test_over_draws_the_spread_is_that_of_the_mean_differences(table):
+def test_over_draws_the_spread_is_that_of_the_mean_differences():
     ours = _rows("a", [0.6, 0.7]) + _rows("a", [0.8, 0.9], draw=1) + _rows("a", [1, 1], draw=7)
     theirs = _rows("b", [0.5, 0.6]) + _rows("b", [0.5, 0.6], draw=1)
     a = next(iter(table.by_method(ours).values()))["unet: a"]
@@ -69,14 +58,14 @@ def test_over_draws_the_spread_is_that_of_the_mean_differences(table):
     np.testing.assert_allclose(found["draws"]["ci95"], (0.2 - half, 0.2 + half), rtol=1e-4)
 
 
-def test_a_case_without_a_score_is_left_out_for_both(table):
+def test_a_case_without_a_score_is_left_out_for_both():
     rows = _rows("real_only", [0.5, math.nan, 0.7]) + _rows("mixture", [0.6, 0.9, 0.8])
     methods = next(iter(table.by_method(rows).values()))
     found = table.compare(methods["unet: mixture"], methods["unet: real_only"], "dice")
     assert found["n"] == 2 and found["mean"] == pytest.approx(0.1)
 
 
-def test_p_values_are_adjusted_over_data_sets(table):
+def test_p_values_are_adjusted_over_data_sets():
     rng = np.random.default_rng(0)
     rows = []
     for dataset in ("busi", "kvasir_seg"):
@@ -88,7 +77,7 @@ def test_p_values_are_adjusted_over_data_sets(table):
     assert [line[9] for line in lines if "mixture" in line[4]] == [f"{4 / 2**12:.2g}"] * 2
 
 
-def test_rows_come_back_and_the_file_is_always_the_same(table, tmp_path):
+def test_rows_come_back_and_the_file_is_always_the_same(tmp_path):
     rows = _rows("real_only", [0.5, 0.25])
     for name in ("a.csv.gz", "b.csv.gz"):
         table.write_rows(rows, table.COLUMNS, tmp_path / name)

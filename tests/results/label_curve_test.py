@@ -1,22 +1,9 @@
 """Labels saved, as benchmarks/label_curve.py reads them off, on curves that are known by hand."""
 
-import importlib
 import math
-import pathlib
-import sys
 
+import label_curve as curve
 import pytest
-
-BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def curve():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        yield importlib.import_module("label_curve")
-    finally:
-        sys.path.remove(str(BENCHMARKS))
 
 
 def _rows(method, levels, spread=(-0.1, 0.0, 0.1), dataset="busi", steps=400, units=("",) * 9):
@@ -28,7 +15,7 @@ def _rows(method, levels, spread=(-0.1, 0.0, 0.1), dataset="busi", steps=400, un
     ]
 
 
-def test_the_factor_is_read_off_between_points_on_a_logarithmic_axis(curve):
+def test_the_factor_is_read_off_between_points_on_a_logarithmic_axis():
     numbers, baseline = [10, 40, 160], [0.4, 0.6, 0.8]
     assert curve.saving(0.7, 40, numbers, baseline) == pytest.approx(2.0)  # 80 = sqrt(40 * 160)
     assert curve.saving(0.6, 40, numbers, baseline) == pytest.approx(1.0)
@@ -43,7 +30,7 @@ def test_the_factor_is_read_off_between_points_on_a_logarithmic_axis(curve):
     assert falling == pytest.approx(math.sqrt(2))
 
 
-def test_the_interval_pairs_cases_and_draws_whole_clusters(curve):
+def test_the_interval_pairs_cases_and_draws_whole_clusters():
     ours, theirs = {40: 0.7}, {10: 0.4, 40: 0.6, 160: 0.8}
     rows = _rows("ours", ours) + _rows("theirs", theirs)
     curves = curve.read_curves(rows)["busi"]
@@ -60,7 +47,7 @@ def test_the_interval_pairs_cases_and_draws_whole_clusters(curve):
     assert low < 2 < high and wider < low and further > high
 
 
-def test_the_table_says_where_the_curve_of_the_baseline_ends(curve):
+def test_the_table_says_where_the_curve_of_the_baseline_ends():
     rows = _rows("plain", {10: 0.3, 40: 0.5, 160: 0.6}) + _rows("best", {40: 0.75})
     rows += _rows("poor", {40: 0.2})
     head, _, *lines = curve.table(rows).splitlines()
@@ -71,19 +58,19 @@ def test_the_table_says_where_the_curve_of_the_baseline_ends(curve):
     assert cells["unet: plain"][2:6] == ["0.300", "0.500", "0.600", ""]
 
 
-def test_rows_that_were_not_measured_alike_are_not_joined(curve):
+def test_rows_that_were_not_measured_alike_are_not_joined():
     rows = _rows("a", {10: 0.3}) + _rows("a", {40: 0.5}, steps=800)
     with pytest.raises(ValueError, match="one size and number of steps"):
         curve.table(rows)
 
 
-def test_a_case_that_one_point_lacks_counts_nowhere(curve):
+def test_a_case_that_one_point_lacks_counts_nowhere():
     rows = _rows("a", {10: 0.3, 40: 0.5}) + _rows("b", {10: 0.3, 40: 0.5})[:-1]
     curves = curve.read_curves(rows)["busi"]
     assert {c for found in curves.values() for by in found.values() for c in by} == {"c0", "c1"}
 
 
-def test_it_draws(curve, tmp_path):
+def test_it_draws(tmp_path):
     rows = _rows("a", {10: 0.3, 40: 0.5}) + _rows("b", {40: 0.7})
     curve.draw(rows, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 1000
