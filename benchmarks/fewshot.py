@@ -7,7 +7,8 @@ FOLDER holds a folder per data set in the layout of its official download, perha
 layout called DATASET_curve, and splits/DATASET/ with lists of ids. The lists train, extra and curve, as far
 as they are there, are the pool that the labelled images of a draw come from, four fifths to train and one
 to validate; what repeats or resembles a test image is left out. Nothing is tuned on the list test: to
-choose, test on --test_lists=val.
+choose, test on --test_lists=val. With --config.data.validate=none the same labelled images all train, in
+folders of their own (..._all), and the rows of such a run say METHOD on all labels.
 """
 
 import itertools
@@ -123,6 +124,8 @@ def main(argv):
             write_lists(dataset, output / dataset)
             config = configure(FLAGS.config, dataset, num_labels, seed, output / dataset)
             workdir = output / dataset / f"labels_{num_labels}_draw_{seed}"
+            if config.data.validate == "none":  # the same images, and all of them train
+                workdir = workdir.with_name(f"{workdir.name}_all")
             config_check.check_config(config)
             folder.write(config, workdir)
             train.train_and_evaluate(build.build(config), workdir)

@@ -47,7 +47,8 @@ def read_runs(folders) -> tuple[list[dict], list[dict]]:
             own = inputs.METHODS[method].segmenter or run.config["segmenter"]["name"]
             size, steps = run.config["data"]["image_size"], run.config["train"]["num_steps"]
             row = dict(zip(SETTING, (run.name, own, size, steps, labels), strict=True))
-            row |= {"method": method, "draw": run.seed}
+            on_all = " on all labels" if run.holds_none_out else ""
+            row |= {"method": method + on_all, "draw": run.seed}
             last = run.logs[method][-1].get("validation/model_dice")
             runs.append(row | {
                 "seconds": round(run.seconds(method), 1), "validation_dice": last,

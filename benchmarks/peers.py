@@ -67,6 +67,10 @@ def read_run(workdir: pathlib.Path):
         splits = json.loads((workdir / "splits.json").read_text())
     except (OSError, ValueError) as error:
         raise errors.InputError(f"{workdir}: has no splits.json yet: start its run.") from error
+    if not splits["validation"]:
+        raise errors.InputError(
+            f"{workdir}: holds no image out: give the run with data.validate='held_out', and --all_labels."
+        )
     data = config["data"]
     return config, splits, cases.create_source(data["source"], data[data["source"]])
 

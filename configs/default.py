@@ -102,6 +102,9 @@ def get_config(arg: str = "") -> ConfigDict:
     # both 0: all that are not test cases, a fifth of them to validate.
     config.data.num_train = 32
     config.data.num_validation = 8
+    # 'held_out' | 'none': the validation cases train, too, and nothing is measured on them; for methods in
+    # which nothing is decided by them (no hypergradient beside the training, train.select='last').
+    config.data.validate = "held_out"
     config.data.num_test = 0  # at most so many test cases, evenly spaced; 0 for all
     config.data.split_file = ""  # JSON lists of ids, such as {"pool": [], "test": []}: docs/data.md
     # Correlation of thumbnails (24 x 24) from which two images stay on one side of a drawn split; 1.0 (at
@@ -280,7 +283,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.outer = ConfigDict()  # methods end2end and mixture_learned: the hypergradient
     # Some of 'architecture', 'synthetic_weight', 'mixture' (of the sources of pairs), 'blend_width' (of
     # copy_paste and harmonizer), 'residual_gain' (of harmonizer), 'colour_gain', 'colour_shift' (of all
-    # synthetic images), bounded; each moves with the methods that it makes a difference to.
+    # synthetic images), 'object_scale' (of all synthetic pairs), bounded; each moves with the methods that
+    # it makes a difference to.
     config.outer.variables = ("architecture", "mixture")
     # 'unrolled' (exact) | 'truncated' | 'one_step' | 'forward_mode' (exact; long K, few outer variables) |
     # 'identity' | 'neumann' | 'conjugate_gradient' | 'sama' | 'evolution_strategies' | 'pes'; compare them

@@ -16,6 +16,7 @@ from fewshotseg.data.survey import Survey
 from fewshotseg.data.tiles import Tiles
 from fewshotseg.types import CaseSource
 
+VALIDATE = ("held_out", "none")  # whether some labelled cases are kept from the training
 TEST_FRACTION = 0.2  # of the cases, where nothing else says which ones test
 
 
@@ -27,7 +28,7 @@ class Data:
       source: where they come from.
       split: ids of the training, validation and test cases.
       train: arrays of the training cases, see `batches.load_arrays`.
-      validation: likewise.
+      validation: likewise; {} where none are held out.
       test_sets: name -> (source, ids); the own one is called 'test'.
       survey: what was seen of the source's cases.
       tiles: how networks see cases, if not squashed to a canvas.
@@ -45,6 +46,13 @@ class Data:
     def num_classes(self) -> int:
         """Background included."""
         return len(self.source.class_names) + 1
+
+    @property
+    def labelled(self) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+        """Ids and arrays of the training cases and, after them, of those held out."""
+        parts = [part for part in (self.train, self.validation) if part]
+        arrays = {name: np.concatenate([part[name] for part in parts]) for name in self.train}
+        return (*self.split.train, *self.split.validation), arrays
 
 
 def _phantom(fields: Mapping[str, Any], strict: bool) -> CaseSource:
@@ -156,6 +164,7 @@ def create_split(
     num_train: int,
     num_validation: int,
     seed: int,
+    validate: str = "held_out",
     num_test: int = 0,
     split_file: str = "",
     fold: int = 0,
@@ -170,6 +179,7 @@ def create_split(
         them to validate.
       num_validation: validation cases.
       seed: of the draw.
+      validate: one of `VALIDATE`; 'none': the validation cases are drawn likewise and train, too.
       num_test: at most so many test cases, evenly spaced; 0 for all.
       split_file: lists of ids, or nnU-Net's list of folds; '' for none.
       fold: which one of these.
@@ -177,9 +187,10 @@ def create_split(
       test_sources: further test sets by name.
 
     Raises:
-      InputError: not enough cases, bad lists, or a further test set with other classes.
+      InputError: not enough cases, bad lists, none to validate, or a further test set with other classes.
     """
     source, lists = survey.source, split_file or None
+    hold_out = validate == "held_out"
     if split_file:
         lists = nnunet_folds.read(split_file, fold, source.ids) or lists
     draw = functools.partial(
@@ -190,6 +201,7 @@ def create_split(
         test_fraction=TEST_FRACTION,
         threshold=look_alike,
         survey=survey,
+        hold_out=hold_out,
         further={
             name: (Survey(other, survey.size, survey.tiles), _test_ids(name, other, source))
             for name, other in (test_sources or {}).items()
@@ -198,7 +210,12 @@ def create_split(
     if num_train:
         split = draw(num_train=num_train, num_validation=num_validation)
     else:
-        split = _draw_all(draw, source, lists)
+        split = _draw_all(draw, source, lists, hold_out)
+    if hold_out and not split.validation:
+        raise errors.InputError(
+            f"{split_file or source.name} leaves no case to validate: list some under 'validation', or set "
+            "data.validate='none'."
+        )
     return _limit_test(split, num_test) if num_test else split
 
 
@@ -227,7 +244,7 @@ def create_data(
     survey, test_sources = Survey(source, image_size, tiles), test_sources or {}
     split = create_split(survey, test_sources=test_sources, **draw)
     train, validation = (
-        batches.load_arrays(source, ids, image_size, channels, tiles)
+        batches.load_arrays(source, ids, image_size, channels, tiles) if ids else {}
         for ids in (split.train, split.validation)
     )
     if not labels.is_foreground(train["mask"]).any():
@@ -270,7 +287,7 @@ def _test_ids(name: str, source: CaseSource, ours: CaseSource) -> tuple[str, ...
     return tuple(source.official_splits.get("test", source.ids))
 
 
-def _draw_all(draw, source, lists, tries=5):
+def _draw_all(draw, source, lists, hold_out, tries=5):
     """Takes as many labelled cases as there are; look-alikes of test cases may reduce the number."""
     if isinstance(lists, Mapping):  # a fold
         free = len(lists["pool"])
@@ -279,7 +296,7 @@ def _draw_all(draw, source, lists, tries=5):
     else:
         free = len(source.ids) - round(TEST_FRACTION * len(source.ids))
     for left in range(tries, 0, -1):
-        num_validation = max(1, free // 5)
+        num_validation = max(1, free // 5) if hold_out else 0
         try:
             return draw(num_train=free - num_validation, num_validation=num_validation)
         except errors.InputError:

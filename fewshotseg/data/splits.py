@@ -33,6 +33,7 @@ def few_shot_split(
     threshold: float = DUPLICATE_CORRELATION,
     survey: Survey | None = None,
     further: TestSets | None = None,
+    hold_out: bool = True,
 ) -> Split:
     """Draws a few cases to train and validate on, and names the untouched test cases.
 
@@ -59,6 +60,7 @@ def few_shot_split(
       survey: of `source`, if there is one already.
       further: test sets from elsewhere by name. Groups are not compared with theirs, since two
         hospitals may count alike.
+      hold_out: False: validation cases are drawn, or taken, all the same, and then train like the others.
 
     Returns:
       The split.
@@ -81,9 +83,9 @@ def few_shot_split(
         order = _ordered(candidates, cluster_of, (source.name, "test"))
         test = _first_clusters(order, round(test_fraction * len(candidates)))
         pool = pool - set(test)
-    if "train" in fixed and "validation" in fixed:
+    listed_both = "train" in fixed and "validation" in fixed
+    if listed_both:
         train, validation = fixed["train"], fixed["validation"]
-        notes = _straddling((train, validation, test), cluster_of, further)
     else:
         apart = {*test, *listed} - pool
         closed = {number for (name, i), number in cluster_of.items() if name or i in apart}
@@ -100,6 +102,12 @@ def few_shot_split(
             )
         validation = fixed.get("validation", validation)
         notes = _left_out(fixed, pool, apart, cluster_of, further)
+    if not hold_out:
+        train, validation = (*train, *validation), ()
+    if listed_both:
+        notes = _straddling((train, validation, test), cluster_of, further)
+    if not hold_out:
+        notes.append(f"no case is held out to validate: all {len(train)} labelled cases train")
     notes += _common_groups(survey, (*train, *validation), further)
     return Split(
         train,

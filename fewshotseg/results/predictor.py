@@ -21,6 +21,8 @@ from fewshotseg.runs import checkpoint
 from fewshotseg.runs import folder as run_folder
 
 PredictProbabilities = Callable[[np.ndarray], np.ndarray]
+# In place of the validation Dice of a model that was trained on all labelled images.
+NONE_HELD_OUT = -2.0
 _AGREE = ("class_names", "labels", "image_size", "channels", "threshold", "grey_values", "tiles")
 
 
@@ -156,8 +158,10 @@ def trained_weights(folder: pathlib.Path) -> tuple[Any, str, float]:
 
 def segmenter_of(model: Mapping[str, Any]) -> tuple[Any, str]:
     """Likewise, of the item `model` of a checkpoint."""
-    dice = float(model["dice"])  # below 0: stopped before the first validation
+    dice = float(model["dice"])  # below 0: stopped before the first validation, or there is none
     validated = "not validated yet" if dice < 0 else f"validation Dice {dice:.3f}"
+    if dice == NONE_HELD_OUT:
+        validated = "trained on all labelled images"
     origin = f"step {int(model['step'])}, {validated}"
     return model["players"]["segmenter"], origin
 

@@ -17,6 +17,7 @@ from fewshotseg.training import (
     build_feedback,
     build_pairs,
     build_parts,
+    config_check,
     fit_reward,
     pool_pairs,
     review,
@@ -34,10 +35,12 @@ def create_session(config, workdir: pathlib.Path) -> review.Session:
       workdir: of the run.
 
     Raises:
-      InputError: a run of volumes, no trained method with synthetic pairs, or other training cases.
+      InputError: a run of volumes or without images held out, no trained method with synthetic pairs, or
+        other training cases.
     """
     if len(canvas.as_size(config.data.image_size)) == 3:
         raise errors.InputError("review shows pictures, and this is a run of volumes.")
+    config_check.require_held_out(config, "review")
     name = synthesize.choose_method(config, predictor.trained_methods(workdir))
     data = build_data.create_data(config)
     synthesize.check_split(workdir, data)

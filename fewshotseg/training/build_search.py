@@ -4,8 +4,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from fewshotseg.data import cases, folds
 from fewshotseg.genseg import levels
 from fewshotseg.models import factory
@@ -40,6 +38,10 @@ def make_cheaper(segmenter, width, frozen_encoder):
                     network[field] = min(network[field], narrow(network[field]))
 
 
+def _numbers(size):
+    return list(map(str, range(size))) if size > 1 else [""]
+
+
 def create_search(
     config,
     data: cases.Data,
@@ -61,7 +63,7 @@ def create_search(
         config, spec, method, "train", axis_name=None, networks=networks
     )
     loss = functools.partial(levels.outer_loss, terms=parts.terms)
-    labelled = (*data.split.train, *data.split.validation)
+    labelled, arrays = data.labelled
 
     def init(key):
         params = parts.networks["segmenter"].init(key)
@@ -73,7 +75,7 @@ def create_search(
         return {
             variable: dict(
                 zip(
-                    names.get(variable, map(str, range(used[variable].size))),
+                    names.get(variable, _numbers(used[variable].size)),
                     used[variable].ravel().tolist(),
                     strict=True,
                 )
@@ -86,7 +88,7 @@ def create_search(
         cross_fit.of_average(loss),
         init,
         build_parts.create_draw(config, spec.num_classes, method, config.train.batch_size),
-        {k: np.concatenate([data.train[k], data.validation[k]]) for k in data.train},
+        arrays,
         folds.divide(data.survey, labelled, fields["num_folds"], config.seed),
         parts.theta,
         num_steps=fields["num_steps"],

@@ -124,6 +124,7 @@ def compare_estimators(config, workdir: str | pathlib.Path) -> list[Row]:
         steps are left of it than are to be compared.
     """
     config_check.check_config(config)
+    config_check.require_held_out(config, "hypergradient")
     workdir = pathlib.Path(workdir)
     folder.check_same(config, workdir)
     _check_trained(config, workdir)

@@ -13,7 +13,7 @@ from fewshotseg import errors, labels
 from fewshotseg.data import canvas
 from fewshotseg.data.cases import spatial_axes
 from fewshotseg.genseg import pair_sources
-from fewshotseg.methods import GENERATED
+from fewshotseg.methods import GENERATED, METHODS
 from fewshotseg.results import centre_lines
 from fewshotseg.training import devices
 from fewshotseg.training.build_pairs import FAMILIES, moving_variables, resolve_method
@@ -145,11 +145,14 @@ def _check_spacing(spacing, fit, axes):
 
 def _check_combinations(config):
     num_train, num_validation = config.data.num_train, config.data.num_validation
-    if min(num_train, num_validation) < 1 and (num_train, num_validation) != (0, 0):
+    fewest = num_train if config.data.validate == "none" else min(num_train, num_validation)
+    if fewest < 1 and (num_train, num_validation) != (0, 0):
         raise errors.InputError(
             f"data.num_train is {num_train} and data.num_validation {num_validation}: use at least 1 "
             "each, or 0 for both."
         )
+    if config.data.validate == "none":
+        _check_nothing_held_out(config)
     for field, levels in leaves(config):
         if field.endswith(".num_levels") and not field.startswith("generator"):
             _check_levels(field, levels, min(canvas.as_size(config.data.image_size)))
@@ -163,6 +166,37 @@ def _check_combinations(config):
     if len(betas) > 1 and (0 not in betas or len(set(betas)) < len(betas)):
         raise _fault("feedback.betas", betas, "of several, one is 0, and no two are the same")
     _check_outer(config)
+
+
+def _check_nothing_held_out(config):
+    """Nothing is decided by validation cases where there are none."""
+    if config.train.select != "last":
+        raise _fault(
+            "train.select",
+            config.train.select,
+            "it looks at images held out, and data.validate='none' holds none out: use 'last'",
+        )
+    if config.feedback.file and len(config.feedback.betas) > 1:
+        raise _fault(
+            "feedback.betas",
+            tuple(config.feedback.betas),
+            "images held out choose among them, and data.validate='none' holds none out: give one",
+        )
+    for name in config.methods:
+        if moving_variables(config, resolve_method(config, name)) and METHODS[name].moves_theta:
+            raise errors.InputError(
+                f"data.validate is 'none', and {name} differentiates the loss on images held out: use "
+                "'held_out', or leave the method out."
+            )
+
+
+def require_held_out(config, mode: str) -> None:
+    """Raises `InputError` where a mode looks at validation cases and the run has none."""
+    if config.data.validate == "none":
+        raise errors.InputError(
+            f"{mode} looks at images held out, and data.validate='none' holds none out: give it a run with "
+            "data.validate='held_out'."
+        )
 
 
 def _check_levels(field, levels, image_size):

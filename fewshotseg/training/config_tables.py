@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from fewshotseg.data import cases
 from fewshotseg.data.cases import SOURCES
 from fewshotseg.genseg import diff_augment, losses, pair_sources
 from fewshotseg.genseg.outer_variables import OUTER_VARIABLES
@@ -187,6 +188,7 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "synthesize.layout": tuple(synthetic_folder.LAYOUTS),
     "data.source": tuple(SOURCES),
     "data.fit": ("squash", "tiles"),
+    "data.validate": cases.VALIDATE,
     "test_sets.*.source": tuple(SOURCES),
     "*phantom.style": ("dermoscopy", "ultrasound"),
     "segmenter.name": tuple(factory.SEGMENTERS),

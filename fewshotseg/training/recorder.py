@@ -15,6 +15,7 @@ from fewshotseg.data import canvas, tiles
 from fewshotseg.errors import InputError
 from fewshotseg.genseg import losses, outer_variables
 from fewshotseg.results import metrics, sliding
+from fewshotseg.results.predictor import NONE_HELD_OUT
 from fewshotseg.runs import checkpoint
 from fewshotseg.runs import log as log_lib
 from fewshotseg.training import devices, loop, stages
@@ -46,7 +47,8 @@ class Recorder:
         self._writes = devices.is_main()
         if self._writes:
             checkpoint.check_free_space(folder, state)
-        self.state, self.model = state, self._candidate(state, -1.0, 0)
+        self._unmeasured = -1.0 if experiment.data.validation else NONE_HELD_OUT
+        self.state, self.model = state, self._candidate(state, self._unmeasured, 0)
         if self._checkpoints.latest_step() is not None:
             self.state, self.model, self._progress = self._checkpoints.restore(state)
         self.step = int(self.state.step)
@@ -108,8 +110,8 @@ class Recorder:
         self._measured = {}
 
     def _validate(self, turn):
-        if self._stage.segment is None:
-            self.model = self._candidate(turn.state, -1.0, turn.step)
+        if self._stage.segment is None or not self._experiment.data.validation:
+            self.model = self._candidate(turn.state, self._unmeasured, turn.step)
             return
         dice = validation_dice(self._experiment, self._stage.segment, _average(turn.state))
         # `not <=`: NaN, where all masks are empty and nothing was found, is no worse than anything.

@@ -57,13 +57,16 @@ def train_and_evaluate(experiment: Experiment, workdir: pathlib.Path) -> None:
         _, model = run_stage(experiment, stage, folder, players if method.draws else None)
         if devices.is_main():
             weights, origin = segmenter_of(model)
-            segmented = segmented_validation(experiment, stage.segment, weights)
-            found = calibration.fit(*zip(*segmented, strict=True))
-            calibration.write(found, folder, int(model["step"]))
+            temperature = 1.0  # of images that were trained on, it would be below what is right
+            if data.validation:
+                segmented = segmented_validation(experiment, stage.segment, weights)
+                found = calibration.fit(*zip(*segmented, strict=True))
+                calibration.write(found, folder, int(model["step"]))
+                temperature = found.temperature
             predictor = experiment.create_predictor(
                 weights,
                 source=f"{name}, {origin}",
-                temperature=found.temperature,
+                temperature=temperature,
                 method=name,
             )
             settings = dataclasses.asdict(experiment.evaluation)

@@ -105,3 +105,16 @@ def test_pictures_that_all_look_alike_can_be_told_apart():
         cases.create_split(Survey(_Fundus()), **draw)
     split = cases.create_split(Survey(_Fundus()), **draw, look_alike=1.0)
     assert len(split.train) == 4 and len(split.test) == 2
+
+
+def test_lists_that_leave_no_case_to_validate_are_refused(tmp_path):
+    _pairs(tmp_path / "a", 4)
+    source = cases.create_test_folders(f"mine={tmp_path / 'a'}", ("lesion",), "")["mine"]
+    lists = tmp_path / "lists.json"
+    first, second, *_, last = source.ids
+    lists.write_text(f'{{"train": ["{first}", "{second}"], "validation": [], "test": ["{last}"]}}')
+    draw = {"num_train": 2, "num_validation": 1, "seed": 0, "split_file": str(lists)}
+    with pytest.raises(InputError, match="leaves no case to validate: .*data.validate='none'"):
+        cases.create_split(Survey(source), **draw)
+    split = cases.create_split(Survey(source), validate="none", **draw)
+    assert split.train == (first, second) and split.test == (last,)

@@ -47,6 +47,10 @@ def test_a_fold_is_what_is_drawn_from_and_what_is_tested_on(pictures, tmp_path):
         assert not {*split.train, *split.validation} & {*split.test}
     all_of_it = cases.create_split(Survey(pictures), **draw | {"num_train": 0, "num_validation": 0})
     assert len(all_of_it.train) == 3 and len(all_of_it.validation) == 1
+    draw |= {"num_train": 0, "num_validation": 0}
+    all_train = cases.create_split(Survey(pictures), validate="none", **draw)
+    assert set(all_train.train) == {*all_of_it.train, *all_of_it.validation}
+    assert all_train.validation == () and all_train.test == all_of_it.test
     with pytest.raises(InputError, match="data.fold is 2, but .*splits_final.json has 2 folds"):
         cases.create_split(Survey(pictures), fold=2, **draw)
 

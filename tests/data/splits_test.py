@@ -354,3 +354,19 @@ def test_draws_from_a_large_pool_of_real_images(name, shared_data):
     for ids, draw in zip(labelled, draws, strict=True):
         assert len(ids) == 40 and ids <= pool and not ids & closed and len(draw.test) == 100
     assert max(len(a & b) for a, b in zip(labelled, labelled[1:], strict=False)) < 10
+
+
+def test_what_is_not_held_out_trains():
+    """The same cases, those that would have validated last; what straddles is then on one side."""
+    groups = {f"c{i:03d}": f"patient{i // 2}" for i in range(40)}
+    source = _Source(40, groups=groups)
+    divided = splits.few_shot_split(source, 12, 4, seed=0)
+    whole = splits.few_shot_split(source, 12, 4, seed=0, hold_out=False)
+    assert whole.train == (*divided.train, *divided.validation) and whole.validation == ()
+    assert whole.test == divided.test and whole.clusters == divided.clusters
+    assert whole.groups["train"] == {**divided.groups["train"], **divided.groups["validation"]}
+    assert whole.notes == ("no case is held out to validate: all 16 labelled cases train",)
+    lists = {"train": ["c000", "c002"], "validation": ["c001"], "test": ["c010"]}
+    assert "on two sides" in splits.few_shot_split(source, 0, 0, seed=0, lists=lists).notes[0]
+    listed = splits.few_shot_split(source, 0, 0, seed=0, lists=lists, hold_out=False)
+    assert listed.train == ("c000", "c002", "c001") and "on two sides" not in listed.notes[0]

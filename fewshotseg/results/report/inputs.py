@@ -115,11 +115,17 @@ class Run:
 
     @property
     def labelled(self) -> str:
-        """'40 (32 training + 8 validation)', or '?' before the split was drawn."""
+        """'40 (32 training + 8 validation)', '40 (all training)', or '?' before the split was drawn."""
         if not {"train", "validation"} <= set(self.splits):
             return "?"
         train, validation = len(self.splits["train"]), len(self.splits["validation"])
-        return f"{train + validation} ({train} training + {validation} validation)"
+        parts = f"{train} training + {validation} validation" if validation else "all training"
+        return f"{train + validation} ({parts})"
+
+    @property
+    def holds_none_out(self) -> bool:
+        """Whether all labelled images were trained on (data.validate='none')."""
+        return bool(self.splits.get("train")) and not self.splits.get("validation", True)
 
     @property
     def experiment(self) -> Experiment:

@@ -107,8 +107,12 @@ def _curve_section(run, pictures, prefix):
     norm = plots.hypergradient_norm(run.logs)
     if norm is not None:
         shown.append(pictures.drawn(f"{prefix}hypergradient_norm", "", norm))
-    note = "A colour per method. Training looks at the validation images, so their Dice "
-    return _section("Learning curves", shown, note + "is optimistic.", "plots")
+    note = "A colour per method. "
+    if run.holds_none_out:
+        note += "All labelled images were trained on: none was left to measure Dice on beside it."
+    else:
+        note += "Training looks at the validation images, so their Dice is optimistic."
+    return _section("Learning curves", shown, note, "plots")
 
 
 def _search_section(run, pictures, prefix):
@@ -178,6 +182,10 @@ def _reliability_section(run, pictures, prefix):
     fitted = [_temperature(method, found) for method, found in run.calibrations.items()]
     if fitted:
         note += f" Temperatures, of the validation images: {'; '.join(fitted)}."
+    elif run.holds_none_out:
+        note += (
+            " No image was held out to fit a temperature to: they are as the networks give them."
+        )
     return _section("Reliability of the probabilities", shown, note, "plots")
 
 
