@@ -130,6 +130,7 @@ def _make(
     settings |= {"mixture": sources} if sources else {}
     starts = {name: OUTER_VARIABLES[name].init(None, s) for name, s in settings.items()}
     settings |= {"architecture": {}, "colour_gain": CHANNELS, "colour_shift": CHANNELS}
+    settings["object_scale"] = pair_sources.LARGEST_SCALE
 
     def use_all(theta):
         values = {**starts, **theta}

@@ -50,14 +50,17 @@ def segmentation_loss(logits: jax.Array, masks: jax.Array, overlap: str = "dice"
     Args:
       logits: `[B, *spatial, K]`; K = 1: one foreground class through a sigmoid; K > 1: softmax with
         the background first, and the overlap averaged over the K - 1 foreground classes.
-      masks: integer class ids `[B, *spatial]`; pixels with `labels.IGNORED` have no weight.
+      masks: integer class ids `[B, *spatial]`; pixels with `labels.IGNORED` have no weight. Or shares of
+        the classes `[B, *spatial, max(K, 2)]`, background first, whose sum is a pixel's weight.
       overlap: 'dice' or 'jaccard'.
 
     Returns:
-      `[B]`, at least 0; 0 where no pixel has weight.
+      `[B]`, at least 0 with class ids; 0 where no pixel has weight.
     """
     num_outputs = logits.shape[-1]
-    pixels = tuple(range(1, masks.ndim))
+    pixels = tuple(range(1, logits.ndim - 1))
+    if masks.ndim == logits.ndim:
+        return _soft_segmentation_loss(logits, masks, overlap)
     if num_outputs == 1:
         targets = one_hot_foreground(masks, 2)
         cross_entropy = optax.sigmoid_binary_cross_entropy(logits, targets)[..., 0]
@@ -72,6 +75,18 @@ def segmentation_loss(logits: jax.Array, masks: jax.Array, overlap: str = "dice"
     overlaps = soft_overlap(probabilities * counted[..., None], targets, overlap)
     mean = (cross_entropy * counted).sum(pixels) / jnp.maximum(counted.sum(pixels), 1.0)
     return mean + 1.0 - overlaps.mean(-1)
+
+
+def _soft_segmentation_loss(logits, shares, overlap):
+    """The same of shares, differentiable with respect to them, too."""
+    if logits.shape[-1] == 1:
+        logits = jnp.concatenate([jnp.zeros_like(logits), logits], -1)
+    pixels = tuple(range(1, logits.ndim - 1))
+    cross_entropy = -(shares * jax.nn.log_softmax(logits)).sum(-1)
+    counted = shares.sum(-1)
+    probabilities = jax.nn.softmax(logits)[..., 1:] * counted[..., None]
+    mean = cross_entropy.sum(pixels) / jnp.maximum(counted.sum(pixels), 1.0)
+    return mean + 1.0 - soft_overlap(probabilities, shares[..., 1:], overlap).mean(-1)
 
 
 ADVERSARIAL = ("vanilla", "lsgan", "hinge")

@@ -88,6 +88,12 @@ OUTER_VARIABLES = {
     # images to come from another camera; none at the start. Setting: C, the number of channels.
     "colour_gain": OuterVariable(_zeros, lambda x, channels: 2.0 ** jnp.tanh(x)),
     "colour_shift": OuterVariable(_zeros, lambda x, channels: _within(x, 0.5)),
+    # The factor by which synthetic pairs, image and mask, are enlarged, for objects to have the size that
+    # they have elsewhere: 1 at the start. Setting: the largest; the smallest is its inverse. As long a way
+    # as that of a logit of the mixture, so that one length of step suits both.
+    "object_scale": OuterVariable(
+        lambda key, largest: jnp.float32(0.0), lambda x, largest: largest ** jnp.tanh(x / 4.0)
+    ),
 }
 
 

@@ -17,7 +17,9 @@ from fewshotseg.genseg import losses
 from fewshotseg.types import Batch
 
 NO_CASE = -1  # in provenance
-COLOURS = ("colour_gain", "colour_shift")  # outer variables that make a difference to every source
+# Outer variables that make a difference to every source: see `adapt.py`.
+COLOURS, SCALE = ("colour_gain", "colour_shift"), "object_scale"
+LARGEST_SCALE = 2.0
 
 
 class Pairs(NamedTuple):
@@ -25,7 +27,7 @@ class Pairs(NamedTuple):
 
     Attributes:
       images: `[B, *spatial, C]`, in [-1, 1].
-      masks: class ids `[B, *spatial]`.
+      masks: class ids `[B, *spatial]`; where they are zoomed, soft: see `adapt.py`.
       provenance: int32 `[B, P]`, indices of the labelled cases that went in, `NO_CASE` where there
         are fewer than P. The weights of a generator were trained on all cases, whatever this says.
     """
@@ -222,7 +224,7 @@ def looks_at(names: Sequence[str], part: str) -> bool:
 
 def variables(names: Sequence[str]) -> frozenset[str]:
     """The outer variables that make a difference to a segmenter trained on pairs of these sources."""
-    common = (("synthetic_weight", *COLOURS) if names else ()) + (
+    common = (("synthetic_weight", *COLOURS, SCALE) if names else ()) + (
         ("mixture",) if len(names) > 1 else ()
     )
     return frozenset(common).union(*(PAIR_SOURCES[name].variables for name in names))
@@ -254,12 +256,6 @@ def make_pairs(sources: Mapping[str, Callable], state, theta, batch: Batch, keys
         provenance = jnp.pad(pairs.provenance, ((0, 0), (0, width)), constant_values=NO_CASE)
         made.append(pairs._replace(provenance=provenance))
     return jax.tree.map(lambda *xs: jnp.stack(xs, 1).reshape(-1, *xs[0].shape[1:]), *made)
-
-
-def recolour(images: jax.Array, used: Mapping[str, jax.Array]) -> jax.Array:
-    """Images `[B, *spatial, C]` times 'colour_gain', plus 'colour_shift', as far as they are in use."""
-    images = images * used["colour_gain"] if "colour_gain" in used else images
-    return images + used["colour_shift"] if "colour_shift" in used else images
 
 
 def paste(batch: Batch, width: jax.Array | float) -> tuple[jax.Array, jax.Array]:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fewshotseg.genseg import levels, pair_sources, segmenter
+from fewshotseg.genseg import adapt, levels, pair_sources, segmenter
 from fewshotseg.labels import IGNORED
 from fewshotseg.types import Batch
 
@@ -221,7 +221,7 @@ def accept_probability(reward: Reward, images: jax.Array, masks: jax.Array) -> j
     return jax.nn.sigmoid(reward.slope * logit + reward.offset)
 
 
-def term(sources: Mapping[str, Callable], use: Callable) -> Callable:
+def term(sources: Mapping[str, Callable], use: Callable, num_classes: int = 2) -> Callable:
     """A term of `levels.outer_loss`: beta (1 - R) of the pairs that theta makes, before their jitter.
 
     Of several sources, the mean over each weighted by the outer variable 'mixture': the weight of a source
@@ -230,6 +230,7 @@ def term(sources: Mapping[str, Callable], use: Callable) -> Callable:
     Args:
       sources: of synthetic pairs, name -> `make`.
       use: theta -> the outer variables in use.
+      num_classes: background included.
 
     Returns:
       `(state, theta, batch) -> (loss, metrics)`; the batch has, beside what the other terms look at, what
@@ -242,8 +243,9 @@ def term(sources: Mapping[str, Callable], use: Callable) -> Callable:
         of_pairs = {"key": batch["synthetic_key"]}
         keys = levels.example_keys(of_pairs, segmenter.SYNTHETIC_NOISE)
         pairs = pair_sources.make_pairs(sources, state, theta, batch, keys)
-        images = pair_sources.recolour(pairs.images, used)
-        accepted = accept_probability(batch["reward"], images, pairs.masks)
+        pairs = adapt.adapt(pairs, used, num_classes)
+        masks = adapt.as_ids(pairs.masks)  # of 'object_scale', ratings hear through the image alone
+        accepted = accept_probability(batch["reward"], pairs.images, masks)
         of_source = accepted.reshape(-1, len(sources)).mean(0)
         share = used["mixture"] if len(sources) > 1 else jnp.ones(1)
         refused = 1.0 - (share * of_source).sum()

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fewshotseg.genseg import levels, losses, pair_sources
+from fewshotseg.genseg import adapt, levels, losses, pair_sources
 from fewshotseg.types import Batch
 
 # Purposes of the keys; see `levels.example_keys`. `gan.TRAINING_NOISE` is 0.
@@ -21,13 +21,15 @@ def synthesize(
     state: levels.State,
     theta,
     batch: Batch,
+    num_classes: int = 2,
 ) -> pair_sources.Pairs:
-    """The synthetic pairs of a batch, in its order; their images recoloured, jittered, differentiable."""
+    """The synthetic pairs of a batch, in its order, adapted, their images jittered; see `adapt.adapt`."""
     of_pairs = {"key": batch.get("synthetic_key", batch["key"])}
     keys = levels.example_keys(of_pairs, SYNTHETIC_NOISE)
     pairs = pair_sources.make_pairs(sources, state, theta, batch, keys)
-    images = pair_sources.recolour(pairs.images, use(theta))
-    return pairs._replace(images=jitter(images, levels.example_keys(batch, SYNTHETIC_JITTER)))
+    pairs = adapt.adapt(pairs, use(theta), num_classes)
+    images = jitter(pairs.images, levels.example_keys(batch, SYNTHETIC_JITTER))
+    return pairs._replace(images=images)
 
 
 def player(
@@ -39,6 +41,7 @@ def player(
     use: Callable | None = None,
     overlap: str = "dice",
     average_decay: float = 0.99,
+    num_classes: int = 2,
 ) -> levels.Player:
     """The segmenter: real and synthetic pairs go through the network as one batch.
 
@@ -52,9 +55,10 @@ def player(
       optimizer: of its weights.
       sources: of synthetic pairs, name -> `make` (`pair_sources.create`); none: real images only.
       use: theta -> the outer variables in use; 'synthetic_weight' is gamma, 'mixture' `[S]` is w, which
-        one source alone does without, and 'colour_gain' and 'colour_shift' need not be there.
+        one source alone does without, and those of `adapt.adapt` need not be there.
       overlap: 'dice' or 'jaccard'.
       average_decay: of the average of the weights that is evaluated.
+      num_classes: background included.
     """
 
     def inputs(state, theta, batch):
@@ -65,13 +69,16 @@ def player(
         }
         if not sources:
             return {}, data
-        pairs = synthesize(sources, jitter, use, state, theta, batch)
+        pairs = synthesize(sources, jitter, use, state, theta, batch, num_classes)
         chex.assert_equal_shape_suffix((pairs.images, batch["image"]), pairs.images.ndim - 1)
-        data["masks"] = jnp.concatenate([data["masks"], pairs.masks])
         dropout = levels.example_keys(batch, SYNTHETIC_DROPOUT)
         data["keys"] = jnp.concatenate([data["keys"], dropout])
         used = use(theta)
         outer = {"synthetic": pairs.images, "weight": used["synthetic_weight"]}
+        if pairs.masks.ndim == pairs.images.ndim:  # soft: they depend on theta, too
+            outer["masks"] = pairs.masks
+        else:
+            data["masks"] = jnp.concatenate([data["masks"], pairs.masks])
         if len(sources) > 1:
             outer["mixture"] = used["mixture"]
         return outer, data
@@ -81,8 +88,8 @@ def player(
         if outer:
             images = jnp.concatenate([images, outer["synthetic"]])
         logits = segment(params, images, data["keys"])
-        chex.assert_equal_shape_prefix((logits, data["masks"]), data["masks"].ndim)
-        each = losses.segmentation_loss(logits, data["masks"], overlap)
+        masks = [data["masks"], *([outer["masks"]] if "masks" in outer else ())]
+        each = _each_loss(logits, masks, overlap)
         total = real = each[:num_real].mean()
         metrics = {"segmenter/real_loss": real}
         if outer:
@@ -99,6 +106,18 @@ def player(
         return total, {"segmenter/loss": total, **metrics}
 
     return levels.Player(loss, inputs, optimizer, average_decay)
+
+
+def _each_loss(logits, masks, overlap):
+    """The loss of every example, `[B]`, of masks in one or two parts: class ids, and soft ones."""
+    each, start = [], 0
+    for part in masks:
+        of_part = logits[start : start + len(part)]
+        chex.assert_equal_shape_prefix((of_part, part), logits.ndim - 1)
+        each.append(losses.segmentation_loss(of_part, part, overlap))
+        start += len(part)
+    chex.assert_axis_dimension(logits, 0, start)
+    return jnp.concatenate(each) if len(each) > 1 else each[0]
 
 
 def validation_loss(

@@ -66,7 +66,7 @@ def listen(
     rated = found.reward is not None and _moves(parts, method)
     validation = data.validation
     if rated:
-        term = reward.term(parts.sources, parts.use)
+        term = reward.term(parts.sources, parts.use, data.num_classes)
         parts = parts._replace(terms=(*parts.terms, (1.0, term)))
         numbers = {"reward": found.reward, "beta": np.float32(found.beta)}
         train = {k: data.train[k] for k in ("image", "mask")}

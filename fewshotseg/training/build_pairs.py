@@ -97,4 +97,6 @@ def pair_settings(
         settings["mixture"] = method.sources
     # Those that start as no change at all are not in use where they do not move.
     settings |= {name: channels for name in pair_sources.COLOURS if name in moving}
+    if pair_sources.SCALE in moving:
+        settings[pair_sources.SCALE] = pair_sources.LARGEST_SCALE
     return settings, fields

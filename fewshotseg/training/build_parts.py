@@ -112,6 +112,7 @@ def create_parts(
         use=use,
         overlap=config.loss.overlap,
         average_decay=config.train.ema_decay,
+        num_classes=spec.num_classes,
     )
     name = estimators.choose_gradient(config.outer.estimator, config.outer.gradient)
     gradient = estimators.create_gradient(name, outer_fields(config, name))

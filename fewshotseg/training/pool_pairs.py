@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fewshotseg.data import augment, batches
-from fewshotseg.genseg import levels, pair_sources, segmenter
+from fewshotseg.genseg import adapt, levels, pair_sources, segmenter
 
 CHUNK = 16  # pairs at once
 DRAWN = ("generator", "appearance")  # sources that draw an image for any mask
@@ -59,8 +59,8 @@ class PoolMaker:
                 of_pairs = {"key": batch["synthetic_key"]}
                 keys = levels.example_keys(of_pairs, segmenter.SYNTHETIC_NOISE)
                 pairs = make(players, theta, batch, keys)
-                images = pair_sources.recolour(pairs.images, use(theta))
-                return pairs._replace(images=images)
+                pairs = adapt.adapt(pairs, use(theta), num_classes)
+                return pairs._replace(masks=adapt.as_ids(pairs.masks))
 
             return made
 

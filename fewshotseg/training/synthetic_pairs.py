@@ -9,7 +9,7 @@ import numpy as np
 
 from fewshotseg import errors, pictures
 from fewshotseg.data import canvas, cases
-from fewshotseg.genseg import levels, pair_sources, segmenter
+from fewshotseg.genseg import adapt, levels, pair_sources, segmenter
 from fewshotseg.methods import Method
 from fewshotseg.results import metrics, predictor
 from fewshotseg.training import build_parts, stages
@@ -61,8 +61,8 @@ def create_makers(
             batch = draw(arrays, key)
             keys = levels.example_keys(batch, segmenter.SYNTHETIC_NOISE)
             pairs = make(state, theta, batch, keys)
-            images = pair_sources.recolour(pairs.images, parts.use(theta))
-            return pairs._replace(images=images)
+            pairs = adapt.adapt(pairs, parts.use(theta), data.num_classes)
+            return pairs._replace(masks=adapt.as_ids(pairs.masks))
 
         def pairs(number):
             of_source = jax.random.fold_in(key, index)

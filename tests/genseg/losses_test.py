@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from fewshotseg.genseg import losses
+from fewshotseg.labels import IGNORED
 
 LOG2, LOG3 = np.log(2), np.log(3)
 
@@ -174,3 +175,28 @@ def test_l1_loss_by_hand():
     real = jnp.array([[[[0.0], [1.0]]], [[[0.5], [1.0]]]])
     np.testing.assert_allclose(losses.l1_loss(drawn, real), [1.5, 0.25])
     assert losses.l1_loss(jnp.ones((2, 3, 4, 5, 1)), jnp.zeros((2, 3, 4, 5, 1))).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("kind", ["dice", "jaccard"])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_shares_of_whole_pixels_are_class_ids(classes, kind):
+    """Pixels to be ignored, which are of no class, included."""
+    logits, masks = _random(classes)
+    masks = masks.at[:, 1].set(IGNORED)
+    shares = jax.nn.one_hot(masks, classes)
+    np.testing.assert_allclose(
+        losses.segmentation_loss(logits, shares, kind),
+        losses.segmentation_loss(logits, masks, kind),
+        rtol=1e-5,
+    )
+
+
+def test_the_loss_of_a_divided_pixel_by_hand():
+    """One pixel with p = 3/4, a quarter of it background, half of it object, a quarter ignored."""
+    shares = jnp.array([0.25, 0.5]).reshape(1, 1, 1, 2)
+    loss = losses.segmentation_loss(jnp.full((1, 1, 1, 1), LOG3), shares)
+    cross_entropy = 0.25 * np.log(4) + 0.5 * np.log(4 / 3)  # over the larger of weight 3/4 and 1
+    p = 0.75 * 0.75
+    np.testing.assert_allclose(
+        loss, [cross_entropy + 1 - (2 * p * 0.5 + 1) / (p + 0.5 + 1)], rtol=1e-6
+    )

@@ -16,9 +16,10 @@ SETTINGS = {
     "residual_gain": 0.5,
     "colour_gain": 3,
     "colour_shift": 3,
+    "object_scale": 2.0,
 }
 LOWEST = {"colour_shift": -0.5}
-HIGHEST = {"blend_width": 6.0, "colour_gain": 2.0}
+HIGHEST = {"blend_width": 6.0, "colour_gain": 2.0, "object_scale": 2.0}
 
 
 def test_theta_holds_what_moves_and_the_rest_stays_as_it_started():
@@ -71,8 +72,13 @@ def test_no_value_of_theta_is_used_beyond_its_bound(name):
 
 def test_what_can_be_left_out_starts_as_no_change():
     theta, use = outer_variables.create(
-        SETTINGS, ("blend_width", "colour_gain", "colour_shift"), jax.random.key(0)
+        SETTINGS,
+        ("blend_width", "colour_gain", "colour_shift", "object_scale"),
+        jax.random.key(0),
     )
+    assert use(theta)["object_scale"] == 1.0
+    assert use({"object_scale": jnp.float32(99.0)})["object_scale"] == 2.0
+    assert use({"object_scale": jnp.float32(-99.0)})["object_scale"] == 0.5
     assert use(theta)["blend_width"] == 1.5
     np.testing.assert_array_equal(use(theta)["colour_gain"], [1.0] * 3)
     np.testing.assert_array_equal(use(theta)["colour_shift"], [0.0] * 3)

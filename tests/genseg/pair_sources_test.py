@@ -282,7 +282,7 @@ def test_what_is_drawn_beside_changes_no_other_draw():
 
 # --- To the validation loss and back -------------------------------------------------------------------
 
-MOVING = ("mixture", "blend_width", "colour_shift", "colour_gain")
+MOVING = ("mixture", "blend_width", "colour_shift", "colour_gain", "object_scale")
 
 
 def _add_pairs(batches, numbers):
@@ -312,6 +312,7 @@ def _problem(sources, synthetic_weight=1.0):
         "blend_width": jnp.asarray(0.3),
         "colour_shift": jnp.asarray([0.2]),
         "colour_gain": jnp.asarray([-0.3]),
+        "object_scale": jnp.asarray(1.2),
     }
     step = method.inner_step(moving=("segmenter",))
     estimate = tiny.jit(hypergradient.unrolled(step, method.outer_loss()))

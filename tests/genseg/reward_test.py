@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from fewshotseg import hypergradient
-from fewshotseg.genseg import pair_sources, reward
+from fewshotseg.genseg import adapt, pair_sources, reward
 from fewshotseg.hypergradient import host_loop
 
 
@@ -119,7 +119,7 @@ def test_a_source_whose_pairs_are_refused_loses_its_share():
     ((_, term),) = method.terms[1:]
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(outer["synthetic_key"])
     pairs = pair_sources.make_pairs(method.sources, inner, theta, outer, keys)
-    images = pair_sources.recolour(pairs.images, method.use(theta))
+    images = adapt.recolour(pairs.images, method.use(theta))
     accepted = reward.accept_probability(random_reward(), images, pairs.masks)
     of_source = np.array([accepted[0::2].mean(), accepted[1::2].mean()])
     share = np.asarray(method.use(theta)["mixture"])

@@ -14,11 +14,13 @@ import tiny
 
 from fewshotseg.data import augment, batches
 from fewshotseg.genseg import levels, outer_variables, pair_sources, segmenter
+from fewshotseg.genseg.outer_variables import OUTER_VARIABLES
 from fewshotseg.hypergradient import inner_gradient
 from fewshotseg.training import cross_fit, optimizers, search
 
 CASES, SIZE, FOLDS, STEPS = 20, 10, 5, 100
 FIELDS = {"num_rounds": 2, "rate": 2.0, "level": 0.1}
+FREE = ("colour_shift", "object_scale")  # which start as no change
 
 
 def _data(dtype=np.float32):
@@ -54,15 +56,20 @@ def _problem(
     variables=("mixture",),
     judged=None,
     synthetic_weight=2.0,
+    segment=tiny.toy_segment,
+    jitter=tiny.toy_jitter,
+    learning_rate=0.05,
 ):
-    settings = {"synthetic_weight": synthetic_weight, "mixture": tuple(sources), "colour_shift": 1}
+    settings = {"synthetic_weight": synthetic_weight, "mixture": tuple(sources)}
+    settings |= {"colour_shift": 1, "object_scale": pair_sources.LARGEST_SCALE}
+    settings = {name: s for name, s in settings.items() if name not in FREE or name in variables}
     theta, use = outer_variables.create(settings, variables, jax.random.key(0))
     theta = jax.tree.map(lambda x: x.astype(dtype), theta)
     optimizer = optimizers.create_optimizer(
-        "adam", 0.05, STEPS, schedule="cosine", differentiable=True
+        "adam", learning_rate, STEPS, schedule="cosine", differentiable=True
     )
     player = segmenter.player(
-        tiny.toy_segment, tiny.toy_jitter, optimizer, sources=sources, use=use, average_decay=0.9
+        segment, jitter, optimizer, sources=sources, use=use, average_decay=0.9
     )
     step = functools.partial(
         levels.inner_step,
@@ -70,7 +77,7 @@ def _problem(
         moving=("segmenter",),
         gradient=inner_gradient.reverse,
     )
-    terms = ((1.0, segmenter.validation_loss(tiny.toy_segment)),)
+    terms = ((1.0, segmenter.validation_loss(segment)),)
     none = augment.Geometry(flip=0.0, scale=0.0, translate=0.0, rotate=0.0, shear=0.0)
     draw = functools.partial(
         batches.draw_batch,
@@ -144,7 +151,7 @@ def test_a_trial_knows_nothing_of_the_fold_held_out():
 
 def test_a_poisoned_source_is_switched_off(tmp_path):
     theta = search.run("hypergradient", _problem(SOURCES), FIELDS, tmp_path / "s.json", seed=0)
-    weights = np.asarray(outer_variables.OUTER_VARIABLES["mixture"].use(theta["mixture"], ()))
+    weights = np.asarray(OUTER_VARIABLES["mixture"].use(theta["mixture"], ()))
     assert weights[1] < 0.05
 
 
@@ -160,20 +167,79 @@ def test_the_colours_of_another_camera_are_found(tmp_path):
     )
     fields = {**FIELDS, "rate": 0.3}
     theta = search.run("hypergradient", problem, fields, tmp_path / "s.json", seed=0)
-    shift = outer_variables.OUTER_VARIABLES["colour_shift"].use(theta["colour_shift"], 1)
+    shift = OUTER_VARIABLES["colour_shift"].use(theta["colour_shift"], 1)
     assert 0.2 < float(shift[0]) < 0.4
+
+
+def _discs(scale):
+    """Discs, brighter or less, labelled with the dark ring around them; it is as wide as their radius."""
+    numbers = np.random.default_rng(0)
+    centres, heights = numbers.uniform(-1, 1, (CASES, 2, 1, 1)), numbers.uniform(0.7, 1.3, CASES)
+    distance = np.hypot(*np.moveaxis(np.indices((16, 16)) - 7.5 - scale * centres, 1, 0))
+    images = heights[:, None, None] * np.clip(2 * scale + 0.5 - distance, 0, 1) - 0.5
+    images += 0.1 * numbers.normal(size=images.shape)
+    masks = (distance < 4 * scale).astype(np.uint8)
+    return {"image": images[..., None].astype(np.float32), "mask": masks}
+
+
+def _segment_by_neighbourhood(params, images, keys=None):
+    """Linear in a pixel and in the mean around it, which depends on the size: trained to its end in STEPS.
+
+    Where a training ends early, larger objects may serve it better than those of the right size.
+    """
+    del keys
+    around = images
+    for axis in (1, 2):
+        weights = pair_sources.gaussian_weights(images.shape[axis], 2.0, images.dtype)
+        around = jnp.moveaxis(jnp.tensordot(around, weights, axes=(axis, 1)), -1, axis)
+    x = jnp.concatenate([2.0 * images + 0.8, 8.0 * around + 3.2], -1)
+    return (x @ params["in"] + params["bias"]) @ params["out"]
+
+
+def _scale_problem(train, judged, **options):
+    return _problem(
+        {"augmented": _augmented},
+        variables=("object_scale",),
+        data=_discs(train),
+        judged=_discs(judged),
+        synthetic_weight=20.0,
+        segment=_segment_by_neighbourhood,
+        jitter=lambda images, keys: images,
+        learning_rate=0.1,
+        **options,
+    )
+
+
+@pytest.mark.parametrize(("train", "judged"), [(1.0, 1.4), (1.4, 1.0)])
+def test_the_size_of_others_objects_is_found(train, judged, tmp_path):
+    """Those held out are 1.4 times as large as those to train on, or as small; pairs may be zoomed."""
+    problem, fields = _scale_problem(train, judged), {**FIELDS, "num_rounds": 4}
+    theta = search.run("hypergradient", problem, fields, tmp_path / "s.json", seed=0)
+    scale = OUTER_VARIABLES["object_scale"].use(theta["object_scale"], pair_sources.LARGEST_SCALE)
+    assert abs(np.log(float(scale) * train / judged)) < np.log(1.1)
+
+
+def test_where_objects_are_alike_their_size_stays(tmp_path):
+    """Five searches, from other weights and draws."""
+    problem = _scale_problem(1.0, 1.0, num_starts=5)
+    assert _num_moved(problem, "object_scale", tmp_path) <= 1
 
 
 def test_where_sources_are_alike_nothing_moves(tmp_path):
     """Two sources that differ by the draw alone; five searches, from other weights and draws."""
     problem = _problem({"one": _augmented, "other": _augmented}, num_starts=5)
+    assert _num_moved(problem, "mixture", tmp_path) <= 1
+
+
+def _num_moved(problem, variable, folder):
+    """Of as many searches as there are starts, how many moved an outer variable."""
     moved = 0
-    for i in range(5):
+    for i in range(problem.num_starts):
         run = functools.partial(_run_start, problem, i)
         one = dataclasses.replace(problem, num_starts=1, run=run)
-        theta = search.run("hypergradient", one, FIELDS, tmp_path / f"{i}.json", seed=0)
-        moved += bool(np.any(theta["mixture"]))
-    assert moved <= 1
+        theta = search.run("hypergradient", one, FIELDS, folder / f"{i}.json", seed=0)
+        moved += bool(np.any(theta[variable]))
+    return moved
 
 
 def _run_start(problem, start, theta, fold, _, differentiate):

@@ -97,7 +97,7 @@ def _rows(record: Mapping[str, Any]):
         t, p = (_first(rounds, key, name) for key in ("t", "p"))
         for i, (part, start) in enumerate(parts.items()):
             end = after.get(name, {}).get(part, start)
-            label = f"{name.replace('_', ' ')}: {part.replace('_', ' ')}" if part else name
+            label = ": ".join(filter(None, (name, part))).replace("_", " ")
             cells = (_number(name, start), _number(name, end))
             if i < len(t):
                 yield (
