@@ -77,8 +77,8 @@ def test_what_can_be_left_out_starts_as_no_change():
         jax.random.key(0),
     )
     assert use(theta)["object_scale"] == 1.0
-    assert use({"object_scale": jnp.float32(99.0)})["object_scale"] == 2.0
-    assert use({"object_scale": jnp.float32(-99.0)})["object_scale"] == 0.5
+    assert use({**theta, "object_scale": jnp.float32(99.0)})["object_scale"] == 2.0
+    assert use({**theta, "object_scale": jnp.float32(-99.0)})["object_scale"] == 0.5
     assert use(theta)["blend_width"] == 1.5
     np.testing.assert_array_equal(use(theta)["colour_gain"], [1.0] * 3)
     np.testing.assert_array_equal(use(theta)["colour_shift"], [0.0] * 3)
