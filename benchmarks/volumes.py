@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 # Fields that differ from configs/public.py; cases to train and to validate on with the list val, with test.
 DATASETS = {
     "msd_hippocampus": (
-        {"train.num_steps": 200, "pretrain.num_steps": 150, "eval_every": 100},
+        {"train.num_steps": 600, "pretrain.num_steps": 300, "eval_every": 100},
         (12, 6),
         (20, 15),
     ),
@@ -54,14 +54,17 @@ def lists(dataset: str, data_dir: str, test_list: str) -> dict[str, list[str]]:
     return {"pool": [i for n, i in enumerate(train) if n % 3], "test": train[::3]}
 
 
-def configure(dataset: str, seed: int, methods, prepared, split_file, test_list: str):
-    """The configuration of one data set and draw."""
+def configure(
+    dataset: str, seed: int, methods, prepared, split_file, test_list: str, num_steps: int = 0
+):
+    """The configuration of one data set and draw; with `num_steps`, of trainings of that length."""
     from configs import public
 
     fields, *numbers = DATASETS[dataset]
     config = public.get_config(dataset)
     config.update_from_flattened_dict(fields | {"evaluate.num_pairs": 0})
     num_train, num_validation = numbers[test_list == "test"]
+    config.train.num_steps = num_steps or config.train.num_steps
     config.seed, config.methods = seed, tuple(methods)
     config.data.num_train, config.data.num_validation = num_train, num_validation
     config.data.tfds.data_dir, config.data.split_file = str(prepared), str(split_file)
@@ -75,6 +78,7 @@ def main():
     parser.add_argument("--datasets", default=",".join(DATASETS))
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--draws", default="0,1,2", help="seeds, of the labelled cases too")
+    parser.add_argument("--num_steps", type=int, default=0, help="of the segmenter; 0: our choice")
     parser.add_argument("--test_list", default="val", choices=("val", "test"))
     args = parser.parse_args()
     from fewshotseg import commands, errors, files
@@ -90,7 +94,8 @@ def main():
             split_file = output / dataset / f"{args.test_list}_lists.json"
             files.write_json(split_file, lists(dataset, args.data_dir, args.test_list))
             places = output / "prepared", split_file
-            config = configure(dataset, seed, args.methods.split(","), *places, args.test_list)
+            methods, more = args.methods.split(","), (args.test_list, args.num_steps)
+            config = configure(dataset, seed, methods, *places, *more)
             workdir = output / dataset / f"{args.test_list}_draw_{seed}"
             commands.set_compilation_cache(config.compilation_cache)
             config_check.check_config(config)
