@@ -46,6 +46,7 @@ def read_runs(folders) -> tuple[list[dict], list[dict]]:
         for (method, test_set), found in run.evaluations.items():
             own = inputs.METHODS[method].segmenter or run.config["segmenter"]["name"]
             size, steps = run.config["data"]["image_size"], run.config["train"]["num_steps"]
+            size = " x ".join(map(str, size)) if isinstance(size, list) else size
             row = dict(zip(SETTING, (run.name, own, size, steps, labels), strict=True))
             on_all = " on all labels" if run.holds_none_out else ""
             row |= {"method": method + on_all, "draw": run.seed}
@@ -191,7 +192,10 @@ def table(rows, against: str, class_name: str = "") -> str:
         for metric, level, other in zip(measured[1:], levels, others, strict=True):
             digits = _TITLES[metric][1]
             cells.append(f"{level:.{digits}f}")
-            cells.append(f"{other['mean']:+.{digits}f}" if other else "")
+            cells.append("")
+            if other:
+                low, high = other["ci95"]
+                cells[-1] = f"{other['mean']:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
         text.append("| " + " | ".join((*where, name, str(number), f"{dice:.3f}", *cells)) + " |")
     return "\n".join(text)
 

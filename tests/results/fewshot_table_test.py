@@ -1,5 +1,6 @@
 """The table of benchmarks/fewshot_table.py on rows that are known by hand."""
 
+import json
 import math
 
 import fewshot_table as table
@@ -26,7 +27,7 @@ def test_differences_are_paired_by_case_and_settings_are_not_mixed():
     first, second, longer = map(_cells, lines)
     assert first[:7] == ["busi", "96", "400", "40", "unet: real_only", "1", "0.600"]
     assert second[6] == "0.700" and second[7].startswith("+10.0 (")
-    assert second[10:] == ["30.0", "-10.0"]
+    assert second[10] == "30.0" and second[11].startswith("-10.0 (")
     assert longer[2] == "800" and longer[7] == ""
 
 
@@ -84,3 +85,47 @@ def test_rows_come_back_and_the_file_is_always_the_same(tmp_path):
     assert (tmp_path / "a.csv.gz").read_bytes() == (tmp_path / "b.csv.gz").read_bytes()
     back = table.read_rows(tmp_path / "a.csv.gz")
     assert [row["dice"] for row in back] == [0.5, 0.25] and back[1]["case"] == "c1"
+
+
+def test_classes_have_tables_of_their_own_and_all_that_was_measured(tmp_path):
+    rows = []
+    for name, shift in (("", 0.0), ("vessel", 0.1), ("nerve", -0.1)):
+        for method, dice in (("real_plain", [0.5, 0.6]), ("real_only", [0.6, 0.8])):
+            found = _rows(method, [d + shift for d in dice])
+            rows += [row | {"class": name, "nsd": row["dice"] / 2} for row in found]
+    table.write_rows(rows, table.COLUMNS, tmp_path / "rows.csv")
+    rows = table.read_rows(tmp_path / "rows.csv")
+    for name, level in (("", "0.700"), ("vessel", "0.800"), ("nerve", "0.600")):
+        header, _, plain, only = map(_cells, table.table(rows, "real_plain", name).splitlines())
+        assert header[10:] == ["HD95", "minus", "NSD", "minus"]
+        assert only[6] == level and only[7].startswith("+15.0 (")
+        assert only[12] == f"{float(level) / 2:.3f}" and only[13].startswith("+0.075 (")
+
+
+def test_rows_of_a_run_are_those_of_its_evaluation(tmp_path):
+    """Of every class and of their mean, where one of them is undefined."""
+    config = {"name": "x", "seed": 3, "methods": ["real_only"], "data": {"image_size": [8, 9, 7]}}
+    config |= {"segmenter": {"name": "unet"}, "train": {"num_steps": 5}}
+    folder = tmp_path / "real_only" / "evaluation" / "test"
+    folder.mkdir(parents=True)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "splits.json").write_text(json.dumps({"train": ["a"], "validation": ["b"]}))
+    line = {"stage": "train", "step": 5, "seconds": 1.0}
+    (tmp_path / "real_only" / "log.jsonl").write_text(json.dumps(line))
+    known = dict.fromkeys(("jaccard", "sensitivity", "precision"), 0.5) | {"status": "ok"}
+    cases = [
+        {"case": case, "class": name, "dice": dice, "hd95": 2.0, "nsd": 0.25, **known}
+        for case, name, dice in (
+            *(("c", "head", 0.4), ("c", "tail", 0.6)),
+            *(("d", "head", None), ("d", "tail", 0.8)),
+        )
+    ]
+    (folder / "cases.json").write_text(json.dumps(cases))
+    (folder / "summary.json").write_text("{}")
+    rows, _ = table.read_runs([tmp_path])
+    found = {(row["case"], row["class"]): row["dice"] for row in rows}
+    assert math.isnan(found.pop(("d", "head")))
+    assert found == {
+        ("c", ""): 0.5, ("c", "head"): 0.4, ("c", "tail"): 0.6, ("d", ""): 0.8, ("d", "tail"): 0.8,
+    }  # fmt: skip
+    assert rows[0]["size"] == "8 x 9 x 7" and rows[0]["nsd"] == 0.25 and rows[0]["cldice"] == ""
