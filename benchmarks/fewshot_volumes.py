@@ -1,6 +1,6 @@
 """The ways of training on hippocampi (volumes, two classes) and retinal vessels (tiles, clDice).
 
-python benchmarks/volumes.py --data_dir=FOLDER [--datasets=msd_hippocampus] [--draws=0,1,2] [--methods=...]
+python benchmarks/fewshot_volumes.py --data_dir=FOLDER [--datasets=drive] [--draws=0,1,2] [--methods=...]
 python benchmarks/fewshot_table.py runs/volumes --rows=volumes_cases.csv
 python benchmarks/fewshot_table.py volumes_cases.csv --against=real_plain [--class_name=anterior]
 
@@ -102,7 +102,7 @@ def main():
             folder.write(config, workdir)
             train.train_and_evaluate(build.build(config), workdir)
     except errors.InputError as error:
-        sys.exit(f"volumes.py: {error}")
+        sys.exit(f"fewshot_volumes.py: {error}")
 
 
 if __name__ == "__main__":

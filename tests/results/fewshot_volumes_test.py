@@ -1,21 +1,9 @@
-"""What benchmarks/volumes.py trains and tests on, and that its configurations are accepted."""
+"""What benchmarks/fewshot_volumes.py trains and tests on, and that its configurations are accepted."""
 
-import importlib.util
-import pathlib
-
+import fewshot_volumes as benchmark
 import pytest
 
 from fewshotseg.training import config_check
-
-PATH = pathlib.Path(__file__).parents[1] / "benchmarks" / "volumes.py"
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    spec = importlib.util.spec_from_file_location("volumes_benchmark", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -34,9 +22,7 @@ def data_dir(tmp_path):
 
 @pytest.mark.parametrize("test_list", ["val", "test"])
 @pytest.mark.parametrize("dataset", ["msd_hippocampus", "drive"])
-def test_no_case_trains_and_tests_and_the_numbers_can_be_drawn(
-    benchmark, data_dir, dataset, test_list
-):
+def test_no_case_trains_and_tests_and_the_numbers_can_be_drawn(data_dir, dataset, test_list):
     found = benchmark.lists(dataset, str(data_dir), test_list)
     assert not set(found["pool"]) & set(found["test"])
     roles = {case.partition("_")[0] for case in found["test"]}
