@@ -249,7 +249,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.augment.intensity.noise = 0.05  # largest standard deviation
 
     config.pairs = ConfigDict()  # synthetic pairs
-    # Of the methods 'mixture' and 'mixture_learned', an equal part each; any of
+    # Of the methods 'mixture' and 'mixture_...', an equal part each at first; any of
     # fewshotseg/genseg/pair_sources.py: train.batch_size has to be a multiple of their number.
     config.pairs.sources = ("augmented", "copy_paste", "cutmix", "colour_transfer")
     config.pairs.blend_width = 1.0  # of the feathered edge of what is pasted, pixels (deviation)
@@ -387,7 +387,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.predict.method = ""  # which one predicts; '' for the last of `methods`
     config.predict.overlays = True  # also pictures with outlines; most of the time goes there
     config.predict.probabilities = False  # also the probabilities, as NumPy files
-    config.predict.flips = False  # the mean over four mirror images: four times the work
+    config.predict.flips = False  # the mean over mirror images: 4 (of volumes 8) times the work
     config.synthesize = ConfigDict()  # --mode=synthesize: synthetic pairs as files
     config.synthesize.layout = "folder"  # 'folder' (images/ and masks/) | 'nnunet'
     # Least Dice of the mask that a method trained on real images alone predicts for a pair's image with
