@@ -14,10 +14,10 @@
 # %% [markdown]
 # # Results: what pays, and what does not
 #
-# Every number in `docs/results.md` comes from a row of a file in `benchmarks/results/`. This notebook
-# reads those rows, as they are committed, and draws from them: learning curves, differences of methods
-# over the same cases with their intervals, and what the searches have found. It trains nothing; half a
-# minute.
+# The tables of `docs/results.md` and `docs/results_before.md` come from rows of files in
+# `benchmarks/results/`. This notebook reads those rows, as they are committed, and draws from them:
+# learning curves, differences of methods over the same cases with their intervals, and what the
+# searches have found. It trains nothing; half a minute.
 #
 # **Two spreads, kept apart.** *Over cases*: how far the score of one trained model would move with
 # other test images. *Over draws*: how far it moves when the labelled images, or the training, are drawn
@@ -70,8 +70,8 @@ for name, rows in TABLES.items():
 # ## One model per draw
 #
 # `fewshot.csv` has a row per run: 40 labelled images of four public data sets, three draws, four
-# methods. **These runs were made before the optimiser was mended** (see `docs/results.md`): believe the
-# comparisons within them, not the levels.
+# methods. **These runs were made before the optimiser was mended** (see `docs/results_before.md`):
+# believe the comparisons within them, not the levels.
 
 # %%
 runs = TABLES["fewshot"]
@@ -152,6 +152,8 @@ def by_setting(rows):
     settings = collections.defaultdict(lambda: collections.defaultdict(dict))
     units = collections.defaultdict(dict)
     for row in rows:
+        if row.get("class"):  # of several classes, the row of their mean counts
+            continue
         parts = ("dataset", "experiment", "size", "steps", "labels")
         setting = ", ".join(row[p] for p in parts if row.get(p))
         method = f"{row['segmenter']}: {row['method']}" if "segmenter" in row else row["method"]
