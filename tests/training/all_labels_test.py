@@ -7,9 +7,11 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+import tiny
 import toy_config
 
 from fewshotseg import errors
+from fewshotseg.models import factory
 from fewshotseg.results import predictor
 from fewshotseg.results.report import inputs, page
 from fewshotseg.runs import checkpoint, folder
@@ -32,6 +34,14 @@ def _config(methods="real_only+colour_transfer", **fields):
     config.data.validate = "none"
     config.update_from_flattened_dict(fields)
     return config
+
+
+@pytest.fixture(autouse=True, scope="module")
+def pixels():
+    """A segmenter of a few numbers: no test here is about networks, and most of the time is compiling."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(factory, "create_segmenter", tiny.create_pixel_segmenter)
+        yield
 
 
 @pytest.fixture(scope="module")
