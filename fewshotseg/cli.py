@@ -1,6 +1,7 @@
 """fewshotseg: few-shot medical image segmentation with synthetic pairs.
 
   python run.py                                        the embedded demo
+  python run.py --mode=check --config=folder ...       looks at images and masks, as of the next command
   python run.py --config=folder --workdir=runs/mine \\
       --config.data.folder.images_dir=images --config.data.folder.masks_dir=masks
   python run.py --minutes=30 --workdir=runs/quick      as many steps as fit
@@ -12,6 +13,7 @@
   python run.py --mode=synthesize --workdir=runs/mine --num=500 --output=pairs   synthetic pairs
   python run.py --mode=review --workdir=runs/mine                      a page to rate synthetic pairs
   python run.py --mode=hypergradient --workdir=runs/demo               the estimators compared
+  python run.py --mode=report --workdir=runs/a,runs/b --output=both.html        runs compared
 
 Where the package is installed, `fewshotseg` is the same command as `python run.py`.
 
@@ -158,18 +160,18 @@ def _define_flags():
     flags.DEFINE_string(
         "workdir",
         "runs/demo",
-        "Folder of the run, here or gs://BUCKET/RUN; several, by ',': report compares them, predict and "
-        "export average them.",
+        "Folder of the run, here or gs://BUCKET/RUN; several, by ',': report compares them, predict, "
+        "serve and export average them.",
         **kind,
     )
     flags.DEFINE_enum("mode", "train", MODES, "What to do.", **kind)
     flags.DEFINE_string("data_dir", None, "prepare: folder with the official download.", **kind)
-    flags.DEFINE_string("input", None, "predict: an image or a folder of images.", **kind)
+    flags.DEFINE_string("input", None, "predict: an image, a volume, or a folder of them.", **kind)
     flags.DEFINE_string(
         "output",
         None,
         "predict: folder for the masks; export: for the model; synthesize: for the pairs; report: the "
-        "HTML page; review: a CSV file, and no page.",
+        "HTML page; check: folder for what it finds; review: a CSV file, and no page.",
         **kind,
     )
     flags.DEFINE_integer("num", 0, "synthesize: how many pairs.", **kind)
