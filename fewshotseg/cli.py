@@ -55,25 +55,21 @@ def main(argv: list[str] | None = None) -> None:
     from fewshotseg.runs import interrupts
 
     logging.set_verbosity(logging.ERROR)
-    together = False
+    together, kept = False, ""
     try:
         given = sys.argv if argv is None else argv
         with interrupts.remembered_interrupts(), _runs_here(given) as argv:
             values = parse(argv)
             together = bool(values.coordinator) or values.num_processes > 1
+            if values.mode == "train":
+                kept = " What is trained is saved; the same command continues it."
             commands.run(values.mode, values.config, values)
     except errors.InputError as error:
         _leave(error, INPUT_ERROR, together)
     except interrupts.Terminated:
-        _leave(
-            "terminated. What is trained is saved; the same command continues it.", 143, together
-        )
+        _leave(f"terminated.{kept}", TERMINATED, together)
     except KeyboardInterrupt:
-        _leave(
-            "stopped. What is trained is saved; the same command continues it.",
-            INTERRUPTED,
-            together,
-        )
+        _leave(f"stopped.{kept}", INTERRUPTED, together)
 
 
 def parse(argv: list[str]) -> flags.FlagValues:

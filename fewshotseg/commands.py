@@ -40,6 +40,12 @@ def run(mode: str, config, flags: Any) -> None:
     try:
         COMMANDS[mode](config, flags)
     except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise errors.InputError(
+                f"the memory does not suffice ({str(error).splitlines()[0][:120]}). What is trained is "
+                f"kept: use a smaller train.batch_size ({config.train.batch_size}), data.image_size "
+                f"({config.data.image_size}) or width of the network; docs/questions.md has more."
+            ) from error
         if not together:
             raise
         reason = str(error).splitlines()[0].rpartition("computation: ")[2]

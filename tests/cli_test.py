@@ -6,11 +6,12 @@ import pathlib
 import re
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 from configs import demo
-from fewshotseg import cli
+from fewshotseg import cli, commands
 from fewshotseg.errors import InputError
 from fewshotseg.runs import checkpoint
 from fewshotseg.runs import folder as run_folder
@@ -151,6 +152,35 @@ def test_a_mistake_ends_with_one_line_and_code_2(monkeypatch, capsys, tmp_path):
     assert caught.value.code == cli.INPUT_ERROR == 2
     error = capsys.readouterr().err
     assert error.startswith("run.py: ") and error.count("\n") == 1
+
+
+def _ends(monkeypatch, capsys, mode, error):
+    """What a command says whose mode raises something; its exit code."""
+
+    def fail(config, flags):
+        raise error
+
+    monkeypatch.setitem(commands.COMMANDS, mode, fail)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["run.py", f"--mode={mode}", "--config=demo:runlocal"])
+    return caught.value.code, capsys.readouterr().err
+
+
+def test_too_little_memory_is_said_in_one_line_with_what_to_try(monkeypatch, capsys):
+    full = jax.errors.JaxRuntimeError(
+        "RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nmore"
+    )
+    code, said = _ends(monkeypatch, capsys, "train", full)
+    assert code == cli.INPUT_ERROR and said.count("\n") == 1
+    assert "allocating 99 bytes" in said and "train.batch_size (4)" in said
+    with pytest.raises(jax.errors.JaxRuntimeError):  # anything else is a fault of the program
+        _ends(monkeypatch, capsys, "train", jax.errors.JaxRuntimeError("INTERNAL: a bug"))
+
+
+def test_only_a_training_that_was_stopped_is_continued(monkeypatch, capsys):
+    for mode, kept in (("train", True), ("check", False)):
+        code, said = _ends(monkeypatch, capsys, mode, KeyboardInterrupt())
+        assert code == cli.INTERRUPTED and ("the same command continues it" in said) == kept
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])

@@ -292,7 +292,12 @@ def _draw_all(draw, source, lists, hold_out, tries=5):
     if isinstance(lists, Mapping):  # a fold
         free = len(lists["pool"])
     elif lists:
-        raise errors.InputError("data.num_train is 0: with data.split_file, give numbers.")
+        if {"train", "validation"} <= split_files.read_lists(lists, source.ids).keys():
+            return draw(num_train=0, num_validation=0)  # nothing is drawn
+        raise errors.InputError(
+            "data.num_train is 0: with data.split_file, give numbers, or list both 'train' and "
+            "'validation'."
+        )
     else:
         free = len(source.ids) - round(TEST_FRACTION * len(source.ids))
     for left in range(tries, 0, -1):

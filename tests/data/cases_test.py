@@ -1,5 +1,7 @@
 """What is made of a configuration, where no other test looks."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -118,3 +120,17 @@ def test_lists_that_leave_no_case_to_validate_are_refused(tmp_path):
         cases.create_split(Survey(source), **draw)
     split = cases.create_split(Survey(source), validate="none", **draw)
     assert split.train == (first, second) and split.test == (last,)
+
+
+def test_without_numbers_all_that_is_listed_is_taken(tmp_path):
+    _pairs(tmp_path / "a", 6)
+    source = cases.create_test_folders(f"mine={tmp_path / 'a'}", ("lesion",), "")["mine"]
+    lists, ids = tmp_path / "lists.json", source.ids
+    parts = {"train": ids[:2], "validation": ids[2:3], "test": ids[4:]}
+    lists.write_text(json.dumps(parts))
+    draw = {"num_train": 0, "num_validation": 0, "seed": 0, "split_file": str(lists)}
+    split = cases.create_split(Survey(source), **draw)
+    assert (split.train, split.validation, split.test) == tuple(parts.values())
+    lists.write_text(json.dumps({"pool": ids[:4], "test": ids[4:]}))
+    with pytest.raises(InputError, match="give numbers, or list both"):
+        cases.create_split(Survey(source), **draw)
