@@ -24,6 +24,7 @@ trained is saved and the same command continues it; 1 a fault of the program, wi
 import argparse
 import contextlib
 import functools
+import gc
 import importlib.metadata
 import importlib.util
 import os
@@ -51,6 +52,8 @@ def main(argv: list[str] | None = None) -> None:
     """Runs the command line `argv`, by default that of this process; mistakes end with SystemExit."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     _help_old_compiler()
+    # Tracing makes so many objects that looking at them again and again took an eighth of a short run.
+    gc.set_threshold(50_000)
     from fewshotseg import commands, errors
     from fewshotseg.runs import interrupts
 

@@ -1,5 +1,6 @@
 """Fixtures shared by the tests."""
 
+import gc
 import os
 import pathlib
 
@@ -14,6 +15,7 @@ jax.config.update("jax_disable_most_optimizations", not OPTIMIZED)
 FAST_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 if not OPTIMIZED and jax.__version_info__ < (0, 11):
     os.environ["XLA_FLAGS"] = f"{FAST_COMPILE} {os.environ.get('XLA_FLAGS', '')}"
+gc.set_threshold(50_000)  # as `cli.main` does
 
 
 @pytest.fixture(scope="module", autouse=True)
