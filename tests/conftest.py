@@ -13,6 +13,8 @@ OPTIMIZED = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "1"
 jax.config.update("jax_disable_most_optimizations", not OPTIMIZED)
 # XLA ends a process that is given a flag it does not know; these are known from the oldest JAX to 0.10.
 FAST_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+if jax.__version_info__ < (0, 8):
+    FAST_COMPILE += " --xla_cpu_prefer_vector_width=128"  # as `cli` has it
 if not OPTIMIZED and jax.__version_info__ < (0, 11):
     os.environ["XLA_FLAGS"] = f"{FAST_COMPILE} {os.environ.get('XLA_FLAGS', '')}"
 gc.set_threshold(50_000)  # as `cli.main` does
