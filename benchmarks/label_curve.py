@@ -176,7 +176,8 @@ def draw(rows, path: pathlib.Path, wanted=()) -> None:
         panel.set(title=dataset, xlabel="labelled images")
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("Dice, mean and 95 % over cases")
-    panels[-1].legend(loc="lower right", fontsize="small")
+    handles, names = panels[-1].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize="small")
     figure.savefig(path, dpi=110)
 
 
