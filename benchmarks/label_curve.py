@@ -159,9 +159,8 @@ def draw(rows, path: pathlib.Path, wanted=()) -> None:
             for n in numbers:
                 by_case = found[name][n]
                 values = np.array(list(by_case.values()))
-                clusters = [units.get(c) or f"alone {c}" for c in by_case]
                 levels.append(values.mean())
-                ends.append(stats.bootstrap_interval(values, clusters))
+                ends.append(stats.bootstrap_interval(values, [units[c] for c in by_case]))
             low, high = np.transpose(ends)
             at = np.array(numbers) * 1.03 ** (i - (len(names) - 1) / 2)  # side by side
             bars = np.abs(np.stack([low, high]) - levels)

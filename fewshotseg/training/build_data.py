@@ -61,6 +61,8 @@ def create_data(config) -> cases.Data:
 
 
 def _draw(config) -> dict[str, Any]:
-    names = ("num_train", "num_validation", "num_test", "validate", "split_file", "fold")
-    names += ("look_alike",)
+    names = (
+        *("num_train", "num_validation", "num_test", "validate"),
+        *("split_file", "fold", "look_alike"),
+    )
     return {"seed": config.seed, **{name: config.data[name] for name in names}}
