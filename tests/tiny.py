@@ -89,13 +89,14 @@ class Method(NamedTuple):
         return (*(self.family.players if trains_generator else ()), "segmenter")
 
     def inner_step(self, trains_generator=True, through_generator=True, moving=None):
-        return functools.partial(
+        step = functools.partial(
             levels.inner_step,
             players=self.players,
             moving=moving or self.moving(trains_generator),
             through=None if through_generator else ("segmenter",),
             **self.options,
         )
+        return jax.jit(step)  # as `stages.create_inner_step` does
 
     def outer_loss(self):
         return functools.partial(levels.outer_loss, terms=self.terms)

@@ -138,9 +138,10 @@ def create_inner_step(
 ) -> Callable:
     """Phi: the step that trains, and the one that is differentiated."""
     through = None if through_generator else ("segmenter",)
-    return functools.partial(
+    step = functools.partial(
         levels.inner_step, players=parts.players, moving=moving, through=through, **parts.options
     )
+    return jax.jit(step)  # traced once for all programs that have it in them
 
 
 def pretraining(

@@ -87,7 +87,8 @@ class _Chain:
         )
         problem = tiny.make_family_problem(self.method, self.networks, size, num_steps, axes=axes)
         self.theta, self.inner, self.batches, self.outer_batch, self.keys = problem
-        self.step = tiny.jit(self.method.inner_step())
+        self.inner_step = self.method.inner_step()  # one function, traced once
+        self.step = tiny.jit(self.inner_step)
         self.outer_loss = tiny.jit(self.method.outer_loss())
 
     def batch(self, k=0):
@@ -100,9 +101,7 @@ class _Chain:
         return self.outer_loss(state, theta, self.outer_batch)[0]
 
     def estimate(self):
-        estimate = tiny.jit(
-            hypergradient.unrolled(self.method.inner_step(), self.method.outer_loss())
-        )
+        estimate = tiny.jit(hypergradient.unrolled(self.inner_step, self.method.outer_loss()))
         return estimate(self.theta, self.inner, self.batches, self.outer_batch, self.keys)
 
 

@@ -56,8 +56,13 @@ def make_batch(size, channels, classes, number=2):
     return batch
 
 
-# What is of pictures alone is trained through, with fewer blocks, in `efficient_unet_test.py`.
-STEPS = [combination for combination in COMBINATIONS if combination[0] not in FLAT]
+# What is of pictures alone is trained through, with fewer blocks, in `efficient_unet_test.py`. Volumes of
+# one class are one network's affair: how many logits there are is no matter of the others' layers.
+STEPS = [
+    (name, axes, classes)
+    for name, axes, classes in COMBINATIONS
+    if name not in FLAT and (name == "unet" or axes == 2 or classes > 1)
+]
 
 
 def make_step(name, axes, classes, estimator="unrolled", compile=None):
@@ -109,14 +114,12 @@ def test_an_outer_step(name, axes, classes):
 @pytest.mark.parametrize("name", ["deeplab", "swin_unet"])
 def test_other_estimators_go_through_it(name):
     """Traced: forwards, and a derivative of a gradient; the others ask for no more than these two."""
-    shapes = {}
-    for estimator in ("unrolled", "forward_mode", "identity"):
+    for estimator in ("forward_mode", "identity"):
         estimate, problem = make_step(name, 2, 1, estimator)
-        shapes[estimator] = jax.eval_shape(estimate, *problem)
-    for found in shapes.values():
+        found = jax.eval_shape(estimate, *problem)
         assert found.loss.shape == () and found.grad["mixture"].shape == (2,)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), found.inner_state) == jax.tree.map(
-            lambda x: (x.shape, x.dtype), shapes["unrolled"].inner_state
+            lambda x: (x.shape, x.dtype), problem[1]
         )
 
 

@@ -122,8 +122,9 @@ def test_another_order_of_the_players_would_be_found(monkeypatch):
     compiled = stages._compile
 
     def turned(inner_step):
-        moving = inner_step.keywords["moving"]
-        return compiled(jax.tree_util.Partial(inner_step, moving=(moving[-1], *moving[:-1])))
+        step = inner_step.__wrapped__  # of `jax.jit`
+        *others, last = step.keywords["moving"]
+        return compiled(functools.partial(step, moving=(last, *others)))
 
     monkeypatch.setattr(stages, "_compile", turned)
     plain, _ = _stage("joint", every=4)
