@@ -150,10 +150,9 @@ def predict(config, flags) -> None:
 
 def _load_predictor(config, flags, pictures_alone=""):
     """The model of a run, or the mean of several; `pictures_alone`: a mode that knows no volumes."""
-    from fewshotseg.results import flips
-    from fewshotseg.results import predictor as trained
+    from fewshotseg.results import flips, trained_models
 
-    predictor = trained.load_ensemble(flags.workdir.split(","), config.predict.method)
+    predictor = trained_models.load_ensemble(flags.workdir.split(","), config.predict.method)
     if pictures_alone and predictor.spatial_axes == 3:
         raise errors.InputError(
             f"{pictures_alone} is for models of pictures, and {flags.workdir} has one of volumes: use "

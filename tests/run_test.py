@@ -24,7 +24,8 @@ from PIL import Image
 from configs import demo, folder
 from fewshotseg import cli, commands, errors
 from fewshotseg.data.survey import Survey
-from fewshotseg.results import predictor as trained
+from fewshotseg.results import predictor as predictors
+from fewshotseg.results import trained_models
 from fewshotseg.runs import checkpoint, lock
 from fewshotseg.runs import log as summaries
 from fewshotseg.training import build_data, config_check
@@ -187,7 +188,7 @@ def test_an_interrupt_leaves_a_model_that_predicts(
     assert f"{words}. What is trained is saved; the same command continues it" in message.decode()
     assert "Traceback" not in message.decode()
     image = np.zeros((1, 16, 16, 3), np.float32)
-    probabilities = trained.load_predictor(workdir).predict_probabilities(image)
+    probabilities = trained_models.load_predictor(workdir).predict_probabilities(image)
     assert probabilities.shape == (1, 16, 16, 1) and np.isfinite(probabilities).all()
 
 
@@ -244,8 +245,8 @@ def test_what_is_exported_predicts_as_the_run(finished, tmp_path):
     cli.main(["run.py", *arguments(runs, "--mode=export", f"--output={output}")])
     image = np.random.default_rng(0).integers(0, 256, (41, 53, 3), np.uint8)
     exported = jax_export.deserialize(bytearray((output / "model.stablehlo").read_bytes()))
-    predictor = trained.load_ensemble(runs.split(","))
-    (wanted,) = trained.probabilities_of(predictor, [image], ["a"], 1)
+    predictor = trained_models.load_ensemble(runs.split(","))
+    (wanted,) = predictors.probabilities_of(predictor, [image], ["a"], 1)
     np.testing.assert_allclose(exported.call(image), wanted, atol=1e-4)
     about = (output / "model.json").read_text()
     assert [t["images"] for t in json.loads(about)["training"]] == [

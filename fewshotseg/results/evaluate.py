@@ -15,13 +15,8 @@ from fewshotseg import files, labels
 from fewshotseg.data import canvas
 from fewshotseg.errors import InputError
 from fewshotseg.results import baselines, centre_lines, examples, metrics, statistics
-from fewshotseg.results.predictor import (
-    Predictor,
-    create_predictor,
-    probabilities_of,
-    trained_methods,
-    trained_weights,
-)
+from fewshotseg.results.predictor import Predictor, create_predictor, probabilities_of
+from fewshotseg.results.trained_models import trained_methods, trained_weights
 from fewshotseg.runs import log as run_log
 from fewshotseg.types import Case, CaseSource
 

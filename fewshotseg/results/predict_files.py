@@ -1,9 +1,7 @@
 """Image files to mask files, at the size of the images."""
 
 import collections
-import csv
 import dataclasses
-import datetime
 import io
 import pathlib
 import time
@@ -16,8 +14,8 @@ from fewshotseg import figures, files
 from fewshotseg.data import canvas, image_files
 from fewshotseg.data.sources import pairing
 from fewshotseg.errors import InputError
+from fewshotseg.results.prediction_folder import manifest, open_output, values_text
 from fewshotseg.results.predictor import Predictor, PredictProbabilities, probabilities_of
-from fewshotseg.runs import folder as run_folder
 
 _TABLE, _MANIFEST = "areas.csv", "manifest.json"
 _COLUMNS = (
@@ -80,7 +78,10 @@ def predict_files(
     """
     paths, root = _list_files(pathlib.Path(input_path), log)
     output_dir = pathlib.Path(output_dir)
-    earlier = open_output(output_dir, root, is_folder=pathlib.Path(input_path).is_dir())
+    is_folder = pathlib.Path(input_path).is_dir()
+    earlier = open_output(
+        output_dir, root, is_folder=is_folder, table_name=_TABLE, columns=_COLUMNS
+    )
     keys = [path.relative_to(root).as_posix() for path in paths]
     rows = _unreadable(paths, keys, log)
     broken = {row["file"] for row in rows}
@@ -163,38 +164,6 @@ def _list_files(input_path: pathlib.Path, log) -> tuple[list[pathlib.Path], path
         names = ", ".join(path.name for path in others[:5]) + (", ..." if len(others) > 5 else "")
         log(f"{len(others)} file(s) that are no images are left alone: {names}")
     return files, input_path
-
-
-def open_output(
-    output_dir: pathlib.Path,
-    root: pathlib.Path,
-    *,
-    is_folder: bool,
-    table_name: str = _TABLE,
-    columns: Sequence[str] = _COLUMNS,
-) -> list[dict]:
-    """Makes the output folder; returns the rows of earlier runs into it."""
-    inside = output_dir.resolve() == root.resolve()
-    if inside or (is_folder and root.resolve() in output_dir.resolve().parents):
-        raise InputError(
-            f"{output_dir}: the output folder is in the input folder. Choose another --output, so "
-            "that originals and predictions stay apart."
-        )
-    table = output_dir / table_name
-    earlier: list[dict] = []
-    if table.is_file():
-        with open(table, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            earlier = list(reader)
-        if tuple(reader.fieldnames or ()) != tuple(columns):
-            raise InputError(f"{table}: is no table of predictions. Choose another --output.")
-    elif any((output_dir / name).exists() for name in ("masks", "overlays")):
-        raise InputError(
-            f"{output_dir}: has masks or overlays that were not written by a prediction (there is "
-            f"no {table_name} beside them). Choose another --output, so that nothing is overwritten."
-        )
-    files.write_rows(table, earlier, columns)
-    return earlier
 
 
 def _target_names(keys: Sequence[str], earlier: Sequence[dict]) -> dict[str, str]:
@@ -285,30 +254,6 @@ class _Writer:
             name = target.removesuffix(".png") + ".npy"
             files.write_bytes(self._folder / "probabilities" / name, buffer.getvalue())
         return mask
-
-
-def values_text(predictor: Predictor) -> str:
-    """What the masks of a model hold, in words."""
-    background, *classes = predictor.mask_values
-    pairs = zip(classes, predictor.class_names, strict=True)
-    return f"{background} and " + ", ".join(f"{value} ({name})" for value, name in pairs)
-
-
-def manifest(predictor, done, failed, total, spent) -> dict[str, Any]:
-    environment = run_folder.environment()
-    return {
-        "model": predictor.source,
-        "class_names": list(predictor.class_names),
-        "mask_values": list(predictor.mask_values),
-        "threshold": predictor.threshold,
-        "temperature": predictor.temperature,
-        "network_size": list(canvas.as_size(predictor.image_size)),
-        "files": done,
-        "failed": failed,
-        "seconds": {"total": round(total, 4), **{k: round(v, 4) for k, v in spent.items()}},
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **{key: environment[key] for key in ("versions", "python", "platform", "device")},
-    }
 
 
 def _area_rows(key, mask, class_names, seconds, target, notes) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from fewshotseg import figures, files
 from fewshotseg.data import canvas, dicom_files, image_files, label_files, volume_files
 from fewshotseg.errors import InputError
 from fewshotseg.results import surfaces
-from fewshotseg.results.predict_files import manifest, open_output, values_text
+from fewshotseg.results.prediction_folder import manifest, open_output, values_text
 from fewshotseg.results.predictor import Predictor, probabilities_of
 
 _TABLE, _MANIFEST = "volumes.csv", "manifest.json"

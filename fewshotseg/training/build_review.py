@@ -9,7 +9,7 @@ import numpy as np
 from fewshotseg import errors, pictures
 from fewshotseg.data import canvas
 from fewshotseg.genseg import levels, pair_sources
-from fewshotseg.results import predictor
+from fewshotseg.results import trained_models
 from fewshotseg.runs import checkpoint
 from fewshotseg.runs import ratings as store
 from fewshotseg.training import (
@@ -41,7 +41,7 @@ def create_session(config, workdir: pathlib.Path) -> review.Session:
     if len(canvas.as_size(config.data.image_size)) == 3:
         raise errors.InputError("review shows pictures, and this is a run of volumes.")
     config_check.require_held_out(config, "review")
-    name = synthesize.choose_method(config, predictor.trained_methods(workdir))
+    name = synthesize.choose_method(config, trained_models.trained_methods(workdir))
     data = build_data.create_data(config)
     synthesize.check_split(workdir, data)
     method = build_pairs.resolve_method(config, name)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from fewshotseg import errors, hypergradient
-from fewshotseg.hypergradient import host_loop, inner_gradient
+from fewshotseg.hypergradient import host_evolution, host_loop, inner_gradient
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +81,9 @@ ESTIMATORS = {
     "conjugate_gradient": _implicit(hypergradient.conjugate_gradient, needs_symmetry=True),
     "sama": _implicit(hypergradient.sama),
     "evolution_strategies": Estimator(
-        hypergradient.evolution_strategies, host_loop.evolution_strategies, draws=True
+        hypergradient.evolution_strategies, host_evolution.evolution_strategies, draws=True
     ),
-    "pes": Estimator(hypergradient.pes, host_loop.pes, draws=True, start=_start_particles),
+    "pes": Estimator(hypergradient.pes, host_evolution.pes, draws=True, start=_start_particles),
 }
 
 # How inner gradients are differentiated once more; the fields are keyword arguments beside the loss.

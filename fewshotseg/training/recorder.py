@@ -15,7 +15,7 @@ from fewshotseg.data import canvas, tiles
 from fewshotseg.errors import InputError
 from fewshotseg.genseg import losses, outer_variables
 from fewshotseg.results import metrics, sliding
-from fewshotseg.results.predictor import NONE_HELD_OUT
+from fewshotseg.results.trained_models import NONE_HELD_OUT
 from fewshotseg.runs import checkpoint
 from fewshotseg.runs import log as log_lib
 from fewshotseg.training import devices, loop, stages

@@ -13,7 +13,7 @@ import numpy as np
 from fewshotseg import errors, labels, pictures
 from fewshotseg.data import canvas, look_alikes
 from fewshotseg.data import cases as data_cases
-from fewshotseg.results import predictor, synthetic_folder
+from fewshotseg.results import predictor, synthetic_folder, trained_models
 from fewshotseg.runs import checkpoint, folder, log
 from fewshotseg.training import build_data, build_pairs, build_parts, synthetic_pairs
 from fewshotseg.types import Case
@@ -53,7 +53,7 @@ def synthesize(config, workdir: pathlib.Path, output: pathlib.Path, num: int) ->
             "data.fit is 'tiles': synthesize writes pairs of whole images, train with data.fit='squash'."
         )
     synthetic_folder.check_empty(output)
-    name = choose_method(config, predictor.trained_methods(workdir))
+    name = choose_method(config, trained_models.trained_methods(workdir))
     judge = load_judge(workdir)
     data = build_data.create_data(config)
     check_split(workdir, data)
@@ -156,11 +156,11 @@ def choose_method(config, trained: Sequence[str]) -> str:
 
 def load_judge(workdir: pathlib.Path) -> predictor.Predictor | None:
     """The model of the run that was trained on real images alone; None if there is none."""
-    trained = predictor.trained_methods(workdir)
+    trained = trained_models.trained_methods(workdir)
     names = [name for name in JUDGES if name in trained]
     if not names:
         return None
-    found = predictor.load_predictor(workdir, names[0])
+    found = trained_models.load_predictor(workdir, names[0])
     return dataclasses.replace(found, source=f"{names[0]} of this run")
 
 

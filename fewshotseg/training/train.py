@@ -12,7 +12,7 @@ import jax
 from fewshotseg import figures, files
 from fewshotseg.data import cases, check, nnunet_folds, split_files
 from fewshotseg.results import calibration, evaluate
-from fewshotseg.results.predictor import segmenter_of
+from fewshotseg.results.trained_models import segmenter_of
 from fewshotseg.runs import folder as run_folder
 from fewshotseg.runs import log as log_lib
 from fewshotseg.training import devices, loop, search, timing

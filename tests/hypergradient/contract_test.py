@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fewshotseg import hypergradient as hg
-from fewshotseg.hypergradient import host_loop
+from fewshotseg.hypergradient import host_evolution, host_loop
 
 EQUATION = hg.Stationarity(
     lambda state: state["w"],
@@ -29,7 +29,7 @@ MAKERS = {
         host_loop.implicit_gradient, stationarity=EQUATION, solver=hg.identity(step_size=1.0)
     ),
     "host evolution_strategies": functools.partial(
-        host_loop.evolution_strategies, num_pairs=1, sigma=0.1
+        host_evolution.evolution_strategies, num_pairs=1, sigma=0.1
     ),
 }
 

@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from fewshotseg import hypergradient
-from fewshotseg.hypergradient import host_loop, inner_gradient
+from fewshotseg.hypergradient import host_evolution, inner_gradient
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -186,7 +186,7 @@ def test_variance_of_the_two_extremes_is_as_stated():
     assert alike.var() == pytest.approx(2, rel=0.03) and one.var() == pytest.approx(n + 1, rel=0.03)
 
 
-@pytest.mark.parametrize("make", [hypergradient.pes, host_loop.pes], ids=["scan", "host"])
+@pytest.mark.parametrize("make", [hypergradient.pes, host_evolution.pes], ids=["scan", "host"])
 def test_with_one_unroll_they_are_evolution_strategies(make):
     """Number for number; and particles that start anew have forgotten everything."""
     estimate = _persist(2, 2, make)

@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from fewshotseg import hypergradient as hg
-from fewshotseg.hypergradient import host_loop, inner_gradient, unroll
+from fewshotseg.hypergradient import host_evolution, host_loop, inner_gradient, unroll
 
 OPTIMIZERS = {
     "sgd": optax.sgd(0.3),
@@ -218,12 +218,12 @@ EVERY = {
     "forward_mode": (hg.forward_mode, host_loop.forward_mode, {}),
     "evolution_strategies": (
         hg.evolution_strategies,
-        host_loop.evolution_strategies,
+        host_evolution.evolution_strategies,
         {"num_pairs": 2, "sigma": 0.1},
     ),
     "pes": (
         _with_particles(hg.pes),
-        _with_particles(host_loop.pes),
+        _with_particles(host_evolution.pes),
         {"num_pairs": 2, "sigma": 0.3, "num_unrolls": 2},
     ),
 }

@@ -11,7 +11,7 @@ from fewshotseg import files
 from fewshotseg.errors import InputError
 from fewshotseg.methods import METHODS
 from fewshotseg.models import factory
-from fewshotseg.results import flips
+from fewshotseg.results import flips, trained_models
 from fewshotseg.results import predictor as predictors
 from fewshotseg.results.choice import predicting_method
 from fewshotseg.runs import checkpoint
@@ -56,14 +56,14 @@ def _number(predictor, segmenter):
 
 
 def test_the_configuration_chooses_and_no_score_does(run, segmenter):
-    default = predictors.load_predictor(run)
+    default = trained_models.load_predictor(run)
     assert _number(default, segmenter) == "end2end"  # the worst on the validation images
     assert "end2end of" in default.source and "the last of the run's methods" in default.source
     assert "step 12" in default.source
     for method in TRAINED:
-        named = predictors.load_predictor(run, method)
+        named = trained_models.load_predictor(run, method)
         assert _number(named, segmenter) == method and "named by predict.method" in named.source
-        assert _number(predictors.load_predictor(run / method), segmenter) == method
+        assert _number(trained_models.load_predictor(run / method), segmenter) == method
 
 
 def test_the_run_may_name_a_method_when_it_is_trained(run, segmenter, tmp_path):
@@ -75,15 +75,15 @@ def test_the_run_may_name_a_method_when_it_is_trained(run, segmenter, tmp_path):
     config["predict"]["method"] = "real_only"
     files.write_json(tmp_path / "named" / "config.json", config)
     files.write_json(tmp_path / "named" / "classes.json", ["lesion"])
-    assert _number(predictors.load_predictor(tmp_path / "named"), segmenter) == "real_only"
-    assert _number(predictors.load_predictor(tmp_path / "named", "joint"), segmenter) == "joint"
+    assert _number(trained_models.load_predictor(tmp_path / "named"), segmenter) == "real_only"
+    assert _number(trained_models.load_predictor(tmp_path / "named", "joint"), segmenter) == "joint"
     with pytest.raises(InputError, match="predict.method is 'end2end', but trained .* joint"):
-        predictors.load_predictor(tmp_path / "named", "end2end")
+        trained_models.load_predictor(tmp_path / "named", "end2end")
 
 
 def test_probabilities_are_those_of_the_network(run, segmenter):
     images = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
-    found = predictors.load_predictor(run / "real_only").predict_probabilities(images)
+    found = trained_models.load_predictor(run / "real_only").predict_probabilities(images)
     logits = segmenter[0].apply(segmenter[1], images, None)
     assert found.shape == (2, 32, 32, 1)
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-np.asarray(logits))), atol=1e-5)
@@ -91,8 +91,8 @@ def test_probabilities_are_those_of_the_network(run, segmenter):
 
 def test_several_runs_are_averaged(run, segmenter, tmp_path):
     images = np.random.default_rng(1).uniform(-1, 1, (1, 32, 32, 3)).astype(np.float32)
-    members = [predictors.load_predictor(run / method) for method in TRAINED[:2]]
-    mean = predictors.load_ensemble([run / method for method in TRAINED[:2]])
+    members = [trained_models.load_predictor(run / method) for method in TRAINED[:2]]
+    mean = trained_models.load_ensemble([run / method for method in TRAINED[:2]])
     wanted = sum(member.predict_probabilities(images) for member in members) / 2
     np.testing.assert_allclose(mean.predict_probabilities(images), wanted, atol=1e-6)
     np.testing.assert_allclose(mean.network(images), wanted, atol=1e-6)
@@ -103,12 +103,12 @@ def test_several_runs_are_averaged(run, segmenter, tmp_path):
     files.write_json(tmp_path / "classes.json", ["lesion"])
     (tmp_path / "joint").symlink_to(run / "joint")
     with pytest.raises(InputError, match=r"differ in threshold \(0.3 and 0.5\)"):
-        predictors.load_ensemble([run, tmp_path])
+        trained_models.load_ensemble([run, tmp_path])
 
 
 def test_flips_are_averaged_where_they_belong(run):
     images = np.random.default_rng(2).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
-    plain = predictors.load_predictor(run)
+    plain = trained_models.load_predictor(run)
     found = flips.with_flips(plain)
     parts = [
         np.flip(plain.predict_probabilities(np.flip(images, axes)), axes)
@@ -137,17 +137,17 @@ def test_the_temperature_of_a_run_is_read(run, tmp_path):
         files.write_json(
             tmp_path / "real_only" / "calibration.json", {"step": step, "temperature": 1.7}
         )
-        assert predictors.load_predictor(tmp_path, "real_only").temperature == wanted
+        assert trained_models.load_predictor(tmp_path, "real_only").temperature == wanted
 
 
 def test_folders_without_a_model(run, tmp_path):
     with pytest.raises(InputError, match="not the folder of a run"):
-        predictors.load_predictor(tmp_path)
+        trained_models.load_predictor(tmp_path)
     files.write_json(tmp_path / "config.json", json.loads((run / "config.json").read_text()))
     with pytest.raises(InputError, match="nothing is trained here yet: run --mode=train first"):
-        predictors.load_predictor(tmp_path)
+        trained_models.load_predictor(tmp_path)
     with pytest.raises(InputError, match=r"is not the folder of joint: give --workdir="):
-        predictors.load_predictor(run / "real_only", "joint")
+        trained_models.load_predictor(run / "real_only", "joint")
 
 
 def test_rule_of_choice():

@@ -11,7 +11,7 @@ import toy_config
 
 from fewshotseg import errors
 from fewshotseg.models import factory
-from fewshotseg.results import predictor
+from fewshotseg.results import trained_models
 from fewshotseg.results.report import inputs, page
 from fewshotseg.runs import checkpoint, folder
 from fewshotseg.training import (
@@ -88,7 +88,7 @@ def test_nothing_is_measured_on_images_that_were_trained_on(run):
         assert records[-1]["step"] == 20 and "segmenter/real_loss" in records[-1]
         assert not [key for record in records for key in record if "validation" in key]
         assert not (run / method / "calibration.json").exists()
-    found = predictor.load_predictor(run)
+    found = trained_models.load_predictor(run)
     assert found.temperature == 1.0
     assert "step 20, trained on all labelled images" in found.source
 

@@ -16,7 +16,7 @@ from fewshotseg.data.sources import folder as folder_source
 from fewshotseg.data.sources import volumes
 from fewshotseg.genseg import pair_sources
 from fewshotseg.labels import PLAIN
-from fewshotseg.results import metrics, predictor, synthetic_folder
+from fewshotseg.results import metrics, synthetic_folder, trained_models
 from fewshotseg.runs import checkpoint
 from fewshotseg.training import build, synthesize, synthetic_pairs
 from fewshotseg.types import Case
@@ -84,7 +84,7 @@ def test_the_folder_is_read_back_and_judged_as_the_manifest_says(written, run, c
     output, about = written
     source = folder_source.FolderSource(output / "images", output / "masks", ("lesion",))
     assert source.ids == tuple(f"synthetic_{i:06d}" for i in range(1, 8))
-    judge = predictor.load_predictor(run, "real_only")
+    judge = trained_models.load_predictor(run, "real_only")
     train = json.loads((run / "splits.json").read_text())["train"]
     for row, case in zip(manifest_of(output), map(source.load, source.ids), strict=True):
         assert row["file"] == f"images/{case.id}.png" and case.image.shape == (16, 16, 3)

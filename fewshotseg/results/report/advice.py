@@ -11,7 +11,7 @@ from fewshotseg.errors import InputError
 from fewshotseg.results import statistics
 from fewshotseg.results.choice import predicting_method
 from fewshotseg.results.report import words
-from fewshotseg.results.report.inputs import Run
+from fewshotseg.results.report.run import Run
 from fewshotseg.results.report.scores import (
     BASELINE,
     CO_TRAINING,

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fewshotseg.results.report.inputs import Run
+from fewshotseg.results.report.run import Run
 from fewshotseg.results.report.tables import Table
 
 _BY = {

@@ -15,7 +15,8 @@ from fewshotseg import files
 from fewshotseg.errors import InputError
 from fewshotseg.results import metrics
 from fewshotseg.results.report import advice, csv_rows, decisions, sections, synthetic, tables
-from fewshotseg.results.report.inputs import Run, read_runs
+from fewshotseg.results.report.inputs import read_runs
+from fewshotseg.results.report.run import Run
 from fewshotseg.results.report.scores import Comparison, Score, compare, grouped, score_runs
 
 _TEMPLATE = pathlib.Path(__file__).with_name("template.html")

@@ -8,7 +8,7 @@ from typing import Any
 from fewshotseg.errors import InputError
 from fewshotseg.methods import METHODS
 from fewshotseg.results import metrics, statistics
-from fewshotseg.results.report.inputs import Experiment, Run, Threshold
+from fewshotseg.results.report.run import Experiment, Run, Threshold
 
 BASELINE = "real_only"
 CO_TRAINING = "end2end"

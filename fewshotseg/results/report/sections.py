@@ -13,7 +13,7 @@ from PIL import Image
 from fewshotseg import files
 from fewshotseg.methods import METHODS
 from fewshotseg.results.report import plots, synthetic, words
-from fewshotseg.results.report.inputs import Run
+from fewshotseg.results.report.run import Run
 from fewshotseg.results.report.scores import BASELINE
 
 _WIDEST = 1600  # pixels; wider images are shrunk before they are embedded

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from fewshotseg.data.look_alikes import DUPLICATE_CORRELATION
 from fewshotseg.results.report import plots, words
-from fewshotseg.results.report.inputs import Run
+from fewshotseg.results.report.run import Run
 from fewshotseg.results.report.tables import Table
 
 COLUMNS = (

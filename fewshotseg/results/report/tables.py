@@ -15,7 +15,7 @@ import numpy as np
 from fewshotseg.results import metrics, statistics
 from fewshotseg.results.report import words
 from fewshotseg.results.report.advice import labelled_images
-from fewshotseg.results.report.inputs import Experiment
+from fewshotseg.results.report.run import Experiment
 from fewshotseg.results.report.scores import (
     POOLED,
     Comparison,
