@@ -333,6 +333,9 @@ def get_config(arg: str = "") -> ConfigDict:
     # so many of the channels.
     config.cross_fit.frozen_encoder = True
     config.cross_fit.width_share = 0.25
+    # So many batches are drawn once per trial, and what a frozen encoder makes of them is kept; the steps
+    # mix them anew. 0: every step draws, and encodes. For variables that are weights of pairs alone.
+    config.cross_fit.pool_batches = 0
     config.cross_fit.num_rounds = 2  # at most so many steps of theta, by the hypergradient
     config.cross_fit.rate = 2.0  # length of the first, for logits of a mixture
     config.cross_fit.level = 0.1  # p value (Holm) below which an outer variable moves

@@ -20,6 +20,7 @@ NO_CASE = -1  # in provenance
 # Outer variables that make a difference to every source: see `adapt.py`.
 COLOURS, SCALE = ("colour_gain", "colour_shift"), "object_scale"
 LARGEST_SCALE = 2.0
+WEIGHTS = ("mixture", "synthetic_weight")  # of pairs, which stay as they are
 
 
 class Pairs(NamedTuple):

@@ -32,6 +32,36 @@ def synthesize(
     return pairs._replace(images=images)
 
 
+def create_examples(
+    jitter: Callable,
+    *,
+    sources: Mapping[str, Callable] | None = None,
+    use: Callable | None = None,
+    num_classes: int = 2,
+) -> Callable:
+    """`(state, theta, batch) -> examples`: what goes through the segmenter in one step.
+
+    Examples are 'images', 'masks' and 'keys' of the real pairs and, with sources, 'synthetic_images',
+    'synthetic_masks' and 'synthetic_keys', each `[B, ...]`. Arguments as for `player`.
+    """
+
+    def examples(state, theta, batch):
+        real = {
+            "images": jitter(batch["image"], levels.example_keys(batch, REAL_JITTER)),
+            "masks": batch["mask"],
+            "keys": levels.example_keys(batch, REAL_DROPOUT),
+        }
+        if not sources:
+            return real
+        pairs = synthesize(sources, jitter, use, state, theta, batch, num_classes)
+        chex.assert_equal_shape_suffix((pairs.images, batch["image"]), pairs.images.ndim - 1)
+        keys = levels.example_keys(batch, SYNTHETIC_DROPOUT)
+        synthetic = {"images": pairs.images, "masks": pairs.masks, "keys": keys}
+        return real | {f"synthetic_{name}": value for name, value in synthetic.items()}
+
+    return examples
+
+
 def player(
     segment: Callable,
     jitter: Callable,
@@ -42,6 +72,7 @@ def player(
     overlap: str = "dice",
     average_decay: float = 0.99,
     num_classes: int = 2,
+    examples: Callable | None = None,
 ) -> levels.Player:
     """The segmenter: real and synthetic pairs go through the network as one batch.
 
@@ -59,34 +90,34 @@ def player(
       overlap: 'dice' or 'jaccard'.
       average_decay: of the average of the weights that is evaluated.
       num_classes: background included.
+      examples: as `create_examples` says; None: as it makes them. Images may be what the network takes in
+        their place, `factory.Network.encode`.
     """
+    examples = examples or create_examples(
+        jitter, sources=sources, use=use, num_classes=num_classes
+    )
 
     def inputs(state, theta, batch):
-        data = {
-            "images": jitter(batch["image"], levels.example_keys(batch, REAL_JITTER)),
-            "masks": batch["mask"],
-            "keys": levels.example_keys(batch, REAL_DROPOUT),
-        }
+        made = examples(state, theta, batch)
+        data = {name: made[name] for name in ("images", "masks", "keys")}
         if not sources:
             return {}, data
-        pairs = synthesize(sources, jitter, use, state, theta, batch, num_classes)
-        chex.assert_equal_shape_suffix((pairs.images, batch["image"]), pairs.images.ndim - 1)
-        dropout = levels.example_keys(batch, SYNTHETIC_DROPOUT)
-        data["keys"] = jnp.concatenate([data["keys"], dropout])
-        used = use(theta)
-        outer = {"synthetic": pairs.images, "weight": used["synthetic_weight"]}
-        if pairs.masks.ndim == pairs.images.ndim:  # soft: they depend on theta, too
-            outer["masks"] = pairs.masks
+        data["keys"] = jnp.concatenate([data["keys"], made["synthetic_keys"]])
+        used, masks = use(theta), made["synthetic_masks"]
+        outer = {"synthetic": made["synthetic_images"], "weight": used["synthetic_weight"]}
+        if masks.ndim > data["masks"].ndim:  # soft: they depend on theta, too
+            outer["masks"] = masks
         else:
-            data["masks"] = jnp.concatenate([data["masks"], pairs.masks])
+            data["masks"] = jnp.concatenate([data["masks"], masks])
         if len(sources) > 1:
             outer["mixture"] = used["mixture"]
         return outer, data
 
     def loss(params, outer, data):
-        images, num_real = data["images"], data["images"].shape[0]
+        images = data["images"]
+        num_real = jax.tree.leaves(images)[0].shape[0]
         if outer:
-            images = jnp.concatenate([images, outer["synthetic"]])
+            images = jax.tree.map(lambda *x: jnp.concatenate(x), images, outer["synthetic"])
         logits = segment(params, images, data["keys"])
         masks = [data["masks"], *([outer["masks"]] if "masks" in outer else ())]
         each = _each_loss(logits, masks, overlap)

@@ -6,8 +6,10 @@ import jax.numpy as jnp
 
 from fewshotseg import errors
 from fewshotseg.models import efficientnet_lite, layers, pretrained, weights
+from fewshotseg.types import Params
 
 IMAGENET = "imagenet"
+Features = tuple[jax.Array, ...]  # from the full resolution down
 CHANNELS_PER_GROUP = 4  # at least: with one, training fails from some starts
 
 
@@ -35,8 +37,8 @@ class EfficientUNet(nn.Module):
     blocks: tuple[efficientnet_lite.Block, ...] = efficientnet_lite.LITE0
 
     @nn.compact
-    def __call__(self, images: jax.Array, keys: jax.Array | None = None) -> jax.Array:
-        """Logits `[B, H, W, K]` of images `[B, H, W, 1 or 3]` in [-1, 1], any size.
+    def __call__(self, images: jax.Array | Features, keys: jax.Array | None = None) -> jax.Array:
+        """Logits `[B, H, W, K]` of images `[B, H, W, 1 or 3]` in [-1, 1], any size, or of their features.
 
         `keys` `[B]` are for networks with dropout; this one has none.
 
@@ -44,15 +46,11 @@ class EfficientUNet(nn.Module):
           InputError: images with three spatial dimensions, or a decoder that does not fit the encoder.
         """
         del keys
-        if images.ndim != 4:
-            raise errors.InputError(
-                "segmenter.name is 'efficient_unet', which is for two-dimensional images: use 'unet'."
-            )
-        images = images.astype(self.dtype)
-        encoder = pretrained.encoder_of(efficientnet_lite.Encoder, self.trained)
-        colour = jnp.broadcast_to(images, (*images.shape[:-1], 3))
-        *skips, x = encoder(self.blocks, name="encoder")(colour)
-        skips = [images, *skips]
+        if isinstance(images, tuple):
+            *skips, x = images
+        else:
+            encoder = pretrained.encoder_of(efficientnet_lite.Encoder, self.trained)
+            *skips, x = self._features(images, encoder(self.blocks, name="encoder"))
         if len(self.widths) != len(skips):
             raise errors.InputError(
                 f"segmenter.efficient_unet.widths is {self.widths}: give {len(skips)} numbers, one for "
@@ -66,6 +64,24 @@ class EfficientUNet(nn.Module):
             x = nn.relu(layers.GroupNorm(groups, name=f"up_{i}_norm")(x))
         logits = layers.Conv(self.num_outputs, kernel_size=1, name="logits")(x)
         return logits.astype(jnp.promote_types(jnp.float32, self.dtype))
+
+    @nn.nowrap
+    def _features(self, images, encoder) -> Features:
+        if images.ndim != 4:
+            raise errors.InputError(
+                "segmenter.name is 'efficient_unet', which is for two-dimensional images: use 'unet'."
+            )
+        images = images.astype(self.dtype)
+        return images, *encoder(jnp.broadcast_to(images, (*images.shape[:-1], 3)))
+
+    @nn.nowrap
+    def encode(self, params: Params, images: jax.Array) -> Features:
+        """What the network takes in place of images: the images, and what the encoder makes of them.
+
+        With a frozen encoder it is the same in every step of a training.
+        """
+        encoder = efficientnet_lite.Encoder(self.blocks)
+        return self._features(images, lambda x: encoder.apply({"params": params["encoder"]}, x))
 
     @nn.nowrap
     def given(self) -> dict:

@@ -45,6 +45,8 @@ class Network(NamedTuple):
         of the optimiser, '' for all others; 0: they never move.
       given: the parts of the parameters that `init` reads and does not draw, by the same names.
       notice: what people should know of these.
+      encode: `(params, images) -> features`, a tuple of arrays `[B, ...]` that `apply` takes in place of
+        the images; None where no part that comes first is frozen.
     """
 
     init: Callable[[PRNGKey], Params]
@@ -53,14 +55,15 @@ class Network(NamedTuple):
     rates: Mapping[str, float] = MappingProxyType({})
     given: Callable[[], Mapping[str, Params]] = dict
     notice: str = ""
+    encode: Callable | None = None
 
 
 def network(module: nn.Module, *inputs) -> Network:
     """A Linen module as a `Network`, with its own initialisers.
 
     Args:
-      module: without mutable collections. It may have methods `given`, `rates` and `notice`, for the
-        attributes of `Network` that are called so.
+      module: without mutable collections. It may have methods `given`, `rates`, `notice` and `encode`, for
+        the attributes of `Network` that are called so; `encode` is that of the part 'encoder'.
       *inputs: `jax.ShapeDtypeStruct`s or arrays like those it will be called with.
     """
 
@@ -76,12 +79,14 @@ def network(module: nn.Module, *inputs) -> Network:
         read = given()
         return {**draw(key, tuple(read)), **read}
 
+    rates = module.rates() if hasattr(module, "rates") else {}
     return Network(
         init,
         lambda params, *args: module.apply({"params": params}, *args),
-        rates=module.rates() if hasattr(module, "rates") else {},
+        rates=rates,
         given=given,
         notice=module.notice() if hasattr(module, "notice") else "",
+        encode=getattr(module, "encode", None) if rates.get("encoder") == 0 else None,
     )
 
 
@@ -99,7 +104,12 @@ def without_frozen(net: Network, params: Params) -> Network:
     def apply(params, *inputs):
         return net.apply({**params, **frozen}, *inputs)
 
-    return net._replace(init=init, apply=apply, rates=rates, given=dict)
+    def encode(params, images):
+        return net.encode({**params, **frozen}, images)
+
+    return net._replace(
+        init=init, apply=apply, rates=rates, given=dict, encode=encode if net.encode else None
+    )
 
 
 def create_module(

@@ -67,8 +67,12 @@ def create_parts(
     stage: str,
     axis_name: str | None = devices.AXIS_NAME,
     networks: Mapping[str, factory.Network] | None = None,
+    pooled: bool = False,
 ) -> stages.Parts:
-    """Players, outer variables and optimisers of one stage of one method."""
+    """Players, outer variables and optimisers of one stage of one method.
+
+    With `pooled`, the batches are what `Parts.examples` has made already.
+    """
     networks = networks or create_networks(config, spec, method)
     moving = build_pairs.moving_variables(config, method) if stage == "train" else ()
     settings, pair_fields = build_pairs.pair_settings(config, method, moving, spec.channels)
@@ -99,9 +103,13 @@ def create_parts(
     segment = networks["segmenter"].apply
     tools = pair_sources.Tools(family.draw, family.refine, use, spec.num_classes, family.sample)
     sources = pair_sources.create(method.sources, tools, pair_fields)
+    jitter = jitter if method.augments else lambda images, keys: images
+    examples = segmenter.create_examples(
+        jitter, sources=sources, use=use, num_classes=spec.num_classes
+    )
     player = segmenter.player(
         segment,
-        jitter if method.augments else lambda images, keys: images,
+        jitter,
         _optimizer(
             config.optim,
             config.train.num_steps,
@@ -113,6 +121,7 @@ def create_parts(
         overlap=config.loss.overlap,
         average_decay=config.train.ema_decay,
         num_classes=spec.num_classes,
+        examples=(lambda state, theta, batch: batch) if pooled else examples,
     )
     name = estimators.choose_gradient(config.outer.estimator, config.outer.gradient)
     gradient = estimators.create_gradient(name, outer_fields(config, name))
@@ -121,6 +130,7 @@ def create_parts(
     return stages.Parts(
         family=family,
         sources=sources,
+        examples=examples,
         networks=networks,
         theta=theta,
         use=use,

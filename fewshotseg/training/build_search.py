@@ -4,6 +4,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from fewshotseg.data import cases, folds
 from fewshotseg.genseg import levels
 from fewshotseg.models import factory
@@ -38,6 +41,33 @@ def make_cheaper(segmenter, width, frozen_encoder):
                     network[field] = min(network[field], narrow(network[field]))
 
 
+def create_pool(
+    examples: Callable, draw: Callable, encode: Callable | None, number: int
+) -> Callable:
+    """`(arrays of some cases, key) -> batches`, `number` of them; see `cross_fit.create_problem`.
+
+    Args:
+      examples: `batch -> examples`, see `segmenter.create_examples`.
+      draw: `(arrays of some cases, key) -> batch`.
+      encode: `images -> features`, in place of the images; None keeps these.
+      number: of batches.
+    """
+
+    @jax.jit
+    def make(cases, key):
+        made = examples(draw(cases, key))
+        if encode is None:
+            return made
+        images = [name for name in made if name.endswith("images")]
+        return made | {name: encode(made[name]) for name in images}
+
+    def make_all(cases, key):
+        made = [make(cases, jax.random.fold_in(key, i)) for i in range(number)]
+        return jax.tree.map(lambda *x: jnp.stack(x), *made)
+
+    return make_all
+
+
 def _numbers(size):
     return list(map(str, range(size))) if size > 1 else [""]
 
@@ -59,11 +89,28 @@ def create_search(
     networks = build_parts.create_networks(config, spec, method)
     given = networks["segmenter"].init(stages.step_key(config.seed, "init", 2))
     networks["segmenter"] = factory.without_frozen(networks["segmenter"], given)
+    pooled = fields["pool_batches"]
     parts = build_parts.create_parts(
-        config, spec, method, "train", axis_name=None, networks=networks
+        config,
+        spec,
+        method,
+        "train",
+        axis_name=None,
+        networks=networks,
+        pooled=bool(pooled),
     )
     loss = functools.partial(levels.outer_loss, terms=parts.terms)
     labelled, arrays = data.labelled
+    draw = build_parts.create_draw(config, spec.num_classes, method, config.train.batch_size)
+    make_pool = None
+    if pooled:
+        encode = networks["segmenter"].encode
+        make_pool = create_pool(
+            lambda batch: parts.examples({}, parts.theta, batch),
+            draw,
+            functools.partial(encode, {}) if encode else None,
+            pooled,
+        )
 
     def init(key):
         params = parts.networks["segmenter"].init(key)
@@ -87,13 +134,14 @@ def create_search(
         stages.create_inner_step(parts, ("segmenter",)),
         cross_fit.of_average(loss),
         init,
-        build_parts.create_draw(config, spec.num_classes, method, config.train.batch_size),
+        draw,
         arrays,
         folds.divide(data.survey, labelled, fields["num_folds"], config.seed),
         parts.theta,
         num_steps=fields["num_steps"],
         num_starts=fields["num_starts"],
         key=stages.step_key(config.seed, "search", 0),
+        make_pool=make_pool,
         describe=describe,
         report=report,
     )

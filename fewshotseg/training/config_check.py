@@ -295,6 +295,15 @@ def _check_search(config, name, method):
             tuple(config.cross_fit.variables),
             f"some make no difference to {name}, name some of {', '.join(map(repr, sorted(known)))}",
         )
+    if config.cross_fit.pool_batches and set(config.cross_fit.variables) - set(
+        pair_sources.WEIGHTS
+    ):
+        raise _fault(
+            "cross_fit.pool_batches",
+            config.cross_fit.pool_batches,
+            "pairs are drawn once, before they are differentiated, so cross_fit.variables may name "
+            f"{' and '.join(map(repr, pair_sources.WEIGHTS))} alone; 0 draws them anew in every step",
+        )
     if method.search == "choice" and "mixture" not in config.cross_fit.variables:
         raise _fault(
             "cross_fit.variables",

@@ -124,6 +124,7 @@ BOUNDS: Mapping[str, Bound] = {
     "cross_fit.num_starts": at_least(1),
     "cross_fit.num_steps": at_least(0),
     "cross_fit.num_rounds": at_least(1),
+    "cross_fit.pool_batches": at_least(0),
     "cross_fit.width_share": between(0, 1, open_low=True),
     "cross_fit.rate": at_least(0),
     "cross_fit.level": between(0, 1),

@@ -17,13 +17,14 @@ from fewshotseg.training import search
 from fewshotseg.types import Batch, PRNGKey, Theta
 
 CHUNK = 10  # steps between two signs of life
+POOL = 2**31 - 1  # folded into the key of a trial; beyond its steps
 
 
 def create_problem(
     inner_step: Callable,
     outer_loss: Callable,
     init: Callable[[PRNGKey], levels.State],
-    draw: Callable[[Batch, PRNGKey], Batch],
+    draw: Callable[[Batch, PRNGKey], Batch] | None,
     arrays: Mapping[str, np.ndarray],
     folds: Sequence[Sequence[int]],
     theta: Theta,
@@ -31,6 +32,7 @@ def create_problem(
     num_steps: int,
     num_starts: int,
     key: PRNGKey,
+    make_pool: Callable[[Batch, PRNGKey], Batch] | None = None,
     judged: Mapping[str, np.ndarray] | None = None,
     describe: Callable[[Theta], Mapping[str, Mapping[str, float]]] = lambda theta: {},
     report: Callable[[int, int, int], None] = lambda fold, start, step: None,
@@ -41,13 +43,16 @@ def create_problem(
       inner_step: see `hypergradient.unrolled`, open to forward mode.
       outer_loss: likewise, of the weights that a training ends with; see `of_average`.
       init: key -> state before the first step.
-      draw: `(arrays of some cases, key) -> batch`, drawn inside the step.
+      draw: `(arrays of some cases, key) -> batch`, drawn inside the step; None with `make_pool`.
       arrays: of all labelled cases, see `batches.load_arrays`.
       folds: positions of the cases of every fold.
       theta: where to begin.
       num_steps: of a trial, K.
       num_starts: trials per fold, each from other weights.
       key: of everything; the starts and the folds have keys of their own.
+      make_pool: `(arrays of some cases, key) -> batches [N, B, ...]`, drawn once for a trial: each of its
+        steps takes anew, for every place in a batch, what one of the N has there. The pairs must not depend
+        on theta.
       judged: the same cases as those that are held out should look, say as another camera sees them; None:
         as they are.
       describe: see `search.Problem`.
@@ -58,9 +63,12 @@ def create_problem(
     theta = jax.tree.map(np.asarray, theta)
     largest = max(map(len, folds))
 
-    def step(state, theta, batch, rng):
-        return inner_step(state, theta, draw(batch, rng), rng)
+    def draw_and_step(state, theta, cases, rng):
+        return inner_step(state, theta, draw(cases, rng), rng)
 
+    step = inner_step if make_pool else draw_and_step
+    # Handed over, not closed over: the compiled step is the same for all data sets of one size.
+    give = jax.jit(jax.vmap(_deal, (None, 0))) if make_pool else _repeat
     differentiated = host_loop.advance(step)
     plain = host_loop.steps(step)
     judge = jax.jit(lambda state, theta, batch: outer_loss(state, theta, batch)[0])
@@ -71,6 +79,8 @@ def create_problem(
         trial_key = jax.random.fold_in(jax.random.fold_in(key, start), fold)
         members = jnp.array([i for j, other in enumerate(folds) if j != fold for i in other])
         cases = jax.tree.map(lambda x: x[members], arrays)
+        if make_pool:
+            cases = make_pool(cases, jax.random.fold_in(trial_key, POOL))
         theta = jax.tree.map(jnp.asarray, theta)
         state = initial(jax.random.fold_in(key, start))
         tangents = forward.start(theta, state) if differentiate else None
@@ -78,8 +88,7 @@ def create_problem(
             count = min(CHUNK, last - begin)
             report(fold, start, 0)
             rngs = jax.vmap(lambda k: jax.random.fold_in(trial_key, k))(begin + jnp.arange(count))
-            # Handed over, not closed over: the compiled step is the same for all data sets of one size.
-            batches = _repeat(cases, count)
+            batches = give(cases, rngs)
             if differentiate:
                 state, tangents, _ = differentiated(state, tangents, theta, batches, rngs)
             else:
@@ -116,8 +125,18 @@ def of_average(outer_loss: Callable) -> Callable:
     return loss
 
 
-def _repeat(arrays, count):
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), arrays)
+def _repeat(arrays, rngs):
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (len(rngs), *x.shape)), arrays)
+
+
+def _deal(pool, rng):
+    """A batch whose example j is example j of any batch of a pool."""
+
+    def deal(x):
+        numbers = jax.random.randint(rng, x.shape[1:2], 0, x.shape[0])
+        return x[numbers, jnp.arange(x.shape[1])]
+
+    return jax.tree.map(deal, pool)
 
 
 def _held_out(arrays, fold, size):

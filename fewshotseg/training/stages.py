@@ -58,6 +58,7 @@ class Parts(NamedTuple):
     Attributes:
       family: players of the generator, and how they draw.
       sources: of synthetic pairs, name -> `make` (`pair_sources.create`).
+      examples: of the segmenter, see `segmenter.create_examples`.
       networks: by player.
       theta: outer variables at their start.
       use: theta -> the outer variables in use.
@@ -69,6 +70,7 @@ class Parts(NamedTuple):
 
     family: levels.Family
     sources: Mapping[str, Callable]
+    examples: Callable
     networks: Mapping[str, factory.Network]
     theta: Any
     use: Callable

@@ -205,6 +205,19 @@ def test_what_trains_and_what_stands_still(trained):
     assert all(optax.tree.norm(found[part]) > 0 for part in ("up_0_conv", "logits"))
 
 
+def test_features_of_a_frozen_encoder_stand_for_the_images():
+    network = make("frozen")[1]
+    params, images = network.init(jax.random.key(0)), jnp.asarray(picture(9, 8), jnp.float32)
+    loss = jax.jit(jax.value_and_grad(lambda p, x: (network.apply(p, x, None) ** 2).sum()))
+    wanted, features = loss(params, images), network.encode(params, images)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, 1e-5), loss(params, features), wanted
+    )
+    rest = factory.without_frozen(network, params)
+    jax.tree.map(np.testing.assert_array_equal, rest.encode({}, images), features)
+    assert make("finetune")[1].encode is None
+
+
 @pytest.mark.parametrize("trained", pretrained.TRAINED)
 def test_hypergradient_through_its_training(trained):
     """Of the contrast of the training images, after two steps, against central differences."""

@@ -16,7 +16,7 @@ from fewshotseg.data import augment, batches
 from fewshotseg.genseg import levels, outer_variables, pair_sources, segmenter
 from fewshotseg.genseg.outer_variables import OUTER_VARIABLES
 from fewshotseg.hypergradient import inner_gradient
-from fewshotseg.training import cross_fit, optimizers, search
+from fewshotseg.training import build_search, cross_fit, optimizers, search
 
 CASES, SIZE, FOLDS, STEPS = 20, 10, 5, 100
 FIELDS = {"num_rounds": 2, "rate": 2.0, "level": 0.1}
@@ -59,6 +59,7 @@ def _problem(
     segment=tiny.toy_segment,
     jitter=tiny.toy_jitter,
     learning_rate=0.05,
+    pooled=0,
 ):
     settings = {"synthetic_weight": synthetic_weight, "mixture": tuple(sources)}
     settings |= {"colour_shift": 1, "object_scale": pair_sources.LARGEST_SCALE}
@@ -68,8 +69,15 @@ def _problem(
     optimizer = optimizers.create_optimizer(
         "adam", learning_rate, STEPS, schedule="cosine", differentiable=True
     )
+    examples = segmenter.create_examples(jitter, sources=sources, use=use)
     player = segmenter.player(
-        segment, jitter, optimizer, sources=sources, use=use, average_decay=0.9
+        segment,
+        jitter,
+        optimizer,
+        sources=sources,
+        use=use,
+        average_decay=0.9,
+        examples=(lambda state, theta, batch: batch) if pooled else examples,
     )
     step = functools.partial(
         levels.inner_step,
@@ -98,6 +106,9 @@ def _problem(
         }
         return {"segmenter": levels.init_player(params, player)}
 
+    make_pool = build_search.create_pool(
+        lambda batch: examples({}, theta, batch), draw, lambda images: (images,), pooled
+    )
     folds = np.arange(CASES).reshape(FOLDS, -1)
     return cross_fit.create_problem(
         step,
@@ -109,6 +120,7 @@ def _problem(
         theta,
         num_steps=STEPS,
         num_starts=num_starts,
+        make_pool=make_pool if pooled else None,
         judged=judged,
         key=jax.random.key(0),
     )
@@ -117,10 +129,16 @@ def _problem(
 SOURCES = {"augmented": _augmented, "poisoned": _poisoned}
 
 
-def test_derivative_of_a_whole_training_is_that_of_finite_differences():
+def _segment_features(params, images, keys=None):
+    """Takes what is in a pool, too."""
+    return tiny.toy_segment(params, images[0] if isinstance(images, tuple) else images, keys)
+
+
+@pytest.mark.parametrize("pooled", [0, 3])
+def test_derivative_of_a_whole_training_is_that_of_finite_differences(pooled):
     """Adam, cosine schedule and average included."""
     with tiny.float64():
-        problem = _problem(SOURCES, dtype=jnp.float64)
+        problem = _problem(SOURCES, dtype=jnp.float64, pooled=pooled, segment=_segment_features)
         theta = {"mixture": np.array([0.3, -0.2])}
         trial = problem.run(theta, 1, 0, True)
         assert trial.loss == pytest.approx(problem.run(theta, 1, 0, False).loss, rel=1e-12)
@@ -134,7 +152,8 @@ def test_derivative_of_a_whole_training_is_that_of_finite_differences():
             assert abs(numeric) > 1e-4
 
 
-def test_a_trial_knows_nothing_of_the_fold_held_out():
+@pytest.mark.parametrize("pooled", [0, 3])
+def test_a_trial_knows_nothing_of_the_fold_held_out(pooled):
     """A case of fold 0 changes, its own loss is not counted: where it is held out, all stays the same."""
     changed = _data()
     changed["image"][0] = -changed["image"][0]
@@ -144,7 +163,8 @@ def test_a_trial_knows_nothing_of_the_fold_held_out():
             state, theta, {**batch, "weight": batch["weight"].at[0].set(0.0)}
         )
 
-    before, after = (_problem(SOURCES, data=d, term=uncounted) for d in (_data(), changed))
+    options = {"term": uncounted, "pooled": pooled, "segment": _segment_features}
+    before, after = (_problem(SOURCES, data=d, **options) for d in (_data(), changed))
     losses = [[p.run(p.theta, fold, 0, False).loss for fold in (0, 1)] for p in (before, after)]
     assert losses[0][0] == losses[1][0] and losses[0][1] != losses[1][1]
 
@@ -252,6 +272,20 @@ def test_starts_are_other_trainings_and_trials_repeat_bit_for_bit():
     assert first.loss == again.loss
     np.testing.assert_array_equal(first.gradient["mixture"], again.gradient["mixture"])
     assert problem.run(problem.theta, 0, 1, False).loss != first.loss
+
+
+def test_a_pool_is_dealt_place_by_place():
+    """Every place keeps its source; each comes from any batch, all parts of an example from the same."""
+    numbers = jnp.arange(30).reshape(5, 6)  # of batch n at place j, 6 n + j
+    keys = jax.random.split(jax.random.key(1), 40)
+    deal = jax.vmap(cross_fit._deal, (None, 0))
+    dealt = deal({"images": (numbers, 2.0 * numbers), "masks": -numbers}, keys)
+    found = np.asarray(dealt["images"][0])
+    np.testing.assert_array_equal(found % 6, np.broadcast_to(np.arange(6), (40, 6)))
+    np.testing.assert_array_equal(dealt["images"][1], 2.0 * found)
+    np.testing.assert_array_equal(dealt["masks"], -found)
+    assert set(found.ravel()) == set(range(30))
+    assert len({*map(tuple, found.tolist())}) > 30  # nearly all are mixed in other ways
 
 
 def test_padding_of_a_smaller_fold_counts_for_nothing():

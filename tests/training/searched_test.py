@@ -19,7 +19,7 @@ def _config(**fields):
     config = demo.get_config("runlocal,method=mixture_chosen")
     config.cross_fit.num_folds = 4
     with config.unlocked():
-        config.update(fields)
+        config.update_from_flattened_dict(fields)
     return config
 
 
@@ -105,6 +105,24 @@ def test_variables_that_make_no_difference_are_refused():
     config = _config()
     config.cross_fit.variables = ("architecture",)
     with pytest.raises(errors.InputError, match="cross_fit.variables.*'mixture'"):
+        config_check.check_config(config)
+
+
+def test_a_trial_on_a_pool():
+    """As many batches as the pool has are mixed: another number makes another training."""
+    losses = []
+    for number in (1, 2, 2):
+        fields = {"cross_fit.pool_batches": number, "cross_fit.num_steps": 3}
+        problem = build.build(_config(**fields)).search("mixture_chosen")
+        losses.append(problem.run(problem.theta, 0, 0, False).loss)
+    assert np.isfinite(losses).all() and losses[1] == losses[2] != losses[0]
+
+
+def test_a_pool_cannot_hold_pairs_that_move():
+    config = _config(**{"cross_fit.pool_batches": 2})
+    config_check.check_config(config)
+    config.cross_fit.variables = ("mixture", "blend_width")
+    with pytest.raises(errors.InputError, match="cross_fit.pool_batches is 2.*'synthetic_weight'"):
         config_check.check_config(config)
 
 
