@@ -302,7 +302,7 @@ class Theirs:
 
     def __init__(self, problem):
         args = self.args = problem.args
-        self.segmenter = segmenter_vs_torch.TorchUNet(args.width, args.levels, 8, 3)
+        self.segmenter = segmenter_vs_torch.TorchUNet(args.width, args.levels, 8, 3, axes=2)
         self.segmenter.load(problem.segmenter_params, args.levels)
         self.generator = TorchGenerator(problem)
         self.generator.requires_grad_(False)

@@ -10,6 +10,8 @@ mean little. On one core CPU time is compared; on several, wall time: waiting th
 """
 
 import argparse
+import concurrent.futures
+import functools
 import io
 import os
 import statistics
@@ -43,7 +45,7 @@ def make_programs(size, cores):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = cores
     session = onnxruntime.InferenceSession(onnx_export.onnx_file(predictor), options)
-    network = TorchUNet(fields["width"], fields["num_levels"], fields["groups"], 3).eval()
+    network = TorchUNet(fields["width"], fields["num_levels"], fields["groups"], 3, axes=2).eval()
     network.load(weights, fields["num_levels"])
 
     @torch.inference_mode()
@@ -74,6 +76,7 @@ def main():
     parser.add_argument("--cores", type=int, default=1)
     parser.add_argument("--images", type=int, default=5, help="in a round")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--in_flight", type=int, default=1, help="images at a time")
     args = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     torch.set_num_threads(args.cores)
@@ -91,13 +94,13 @@ def main():
         )
         if wrong > 1e-3:
             raise SystemExit(f"{name} differs from PyTorch in {100 * wrong:.2f} % of the pixels")
+    pool = concurrent.futures.ThreadPoolExecutor(args.in_flight)
     clock = time.process_time if args.cores == 1 else time.perf_counter
     seconds = {name: [] for name in programs}
     for number in range(args.rounds):
         for name in list(programs)[:: 1 if number % 2 else -1]:
             started = clock()
-            for data in files:
-                to_mask(programs[name], data)
+            list(pool.map(functools.partial(to_mask, programs[name]), files))
             seconds[name].append((clock() - started) / len(files))
     unit = "CPU time" if args.cores == 1 else "wall time"
     print(
