@@ -1,6 +1,7 @@
 """Image files to mask files, at the size of the images."""
 
 import collections
+import concurrent.futures
 import dataclasses
 import io
 import pathlib
@@ -40,6 +41,7 @@ def predict_files(
     batch_size: int,
     overlays: bool = True,
     probabilities: bool = False,
+    workers: int = 2,
     log: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
     """Segments an image file, or all image files in a folder and its subfolders.
@@ -53,7 +55,8 @@ def predict_files(
       probabilities/NAME.npy, if wanted: float32 `[H, W, K]`, see `Predictor`, for NumPy.
       areas.csv: a row per file and class, with the area in pixels, the share of the image, and the
         seconds spent on the file (reading, its part of the network's time, writing).
-      manifest.json: which model, which versions, how many files, and the seconds of every stage.
+      manifest.json: which model, which versions, how many files, and the seconds of every stage, those of
+        all workers added.
 
     Predicting again into the same folder replaces the masks and rows of the same files and keeps
     the others. A file that cannot be read gets a row whose `error` says why, and the others are
@@ -67,6 +70,7 @@ def predict_files(
       batch_size: most images for the network at a time.
       overlays: whether to draw them; most of the time of a small image is spent on that.
       probabilities: whether to write them.
+      workers: batches at a time: one is read or written while another is with the network.
       log: receives lines for people: what is left out, and images per second.
 
     Returns:
@@ -92,30 +96,37 @@ def predict_files(
     if good:
         size = canvas.as_size(predictor.image_size)
         network(np.zeros((batch_size, *size, predictor.channels), np.float32))
-    compile_seconds, network.seconds = network.seconds, 0.0
+    compile_seconds = network.take_seconds()
     started = time.perf_counter()
     writer = _Writer(timed, output_dir, _target_names(keys, earlier), overlays, probabilities)
     again = len(set(keys) & {row["file"] for row in earlier})
     if again:
         log(f"{again} file(s) were predicted into {output_dir} before; their masks are replaced.")
+    finished: dict[int, list] = {}
+
+    def predict(start):
+        finished[start] = writer.predict(good[start : start + batch_size], batch_size)
+
+    pool = concurrent.futures.ThreadPoolExecutor(workers)
     try:
-        for start in range(0, len(good), batch_size):
-            part = good[start : start + batch_size]
-            rows += writer.predict(part, batch_size)
+        list(pool.map(predict, range(0, len(good), batch_size)))  # raises what one of them raised
     finally:  # an interrupted run still accounts for the masks that it wrote
+        pool.shutdown(cancel_futures=True)
+        rows += [row for start in sorted(finished) for row in finished[start]]
         new = {row["file"] for row in rows}
         kept = [row for row in earlier if row["file"] not in new]
         files.write_rows(output_dir / _TABLE, kept + rows, _COLUMNS)
     done = len({row["file"] for row in rows if not row["error"]})
     total = max(time.perf_counter() - started, 1e-9)
-    spent = {"compilation": compile_seconds, **writer.seconds, "network": network.seconds}
-    spent["resizing"] = max(0.0, spent.pop("segmenting") - network.seconds)
+    with_network = network.take_seconds()
+    spent = {"compilation": compile_seconds, **writer.spent(), "network": with_network}
+    spent["resizing"] = max(0.0, spent.pop("segmenting") - with_network)
     files.write_json(
         output_dir / _MANIFEST, manifest(predictor, done, len(paths) - done, total, spent)
     )
     log(
         f"{done} of {len(paths)} images in {total:.2f} s: {done / total:.1f} images per second "
-        f"with reading and writing, {done / max(network.seconds, 1e-9):.1f} in the network alone "
+        f"with reading and writing, {1e3 * with_network / max(done, 1):.1f} ms of the network for each "
         f"(first call with compilation, {compile_seconds:.2f} s, not counted). "
         f"Masks hold {values_text(predictor)}."
     )
@@ -123,16 +134,21 @@ def predict_files(
 
 
 class _Timed:
-    """A network that knows how long it has worked."""
+    """A network that knows how long it has worked, in all threads together."""
 
     def __init__(self, function: PredictProbabilities):
-        self.function, self.seconds = function, 0.0
+        self.function, self._seconds = function, []
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         started = time.perf_counter()
         probabilities = np.asarray(self.function(images))
-        self.seconds += time.perf_counter() - started
+        self._seconds.append(time.perf_counter() - started)
         return probabilities
+
+    def take_seconds(self) -> float:
+        """Since it was asked last."""
+        spent, self._seconds = sum(self._seconds), []
+        return spent
 
 
 def _list_files(input_path: pathlib.Path, log) -> tuple[list[pathlib.Path], pathlib.Path]:
@@ -209,7 +225,11 @@ class _Writer:
     def __init__(self, predictor, output_dir, targets, overlays, probabilities):
         self._predictor, self._folder, self._targets = predictor, output_dir, targets
         self._overlays, self._probabilities = overlays, probabilities
-        self.seconds = {"reading": 0.0, "segmenting": 0.0, "writing": 0.0}
+        self._seconds = {"reading": [], "segmenting": [], "writing": []}
+
+    def spent(self) -> dict[str, float]:
+        """Seconds by stage."""
+        return {stage: sum(seconds) for stage, seconds in self._seconds.items()}
 
     def predict(self, part, batch_size) -> list[dict[str, Any]]:
         """At most one batch of (path, key); returns rows of the table."""
@@ -221,12 +241,12 @@ class _Writer:
             except InputError as error:
                 errors[key] = error
             seconds[key] = time.perf_counter() - started
-        self.seconds["reading"] += sum(seconds.values())
+        self._seconds["reading"].append(sum(seconds.values()))
         started = time.perf_counter()
         found = probabilities_of(self._predictor, list(images.values()), list(images), batch_size)
         by_key = dict(zip(images, found, strict=True))
         segmenting = time.perf_counter() - started
-        self.seconds["segmenting"] += segmenting
+        self._seconds["segmenting"].append(segmenting)
         rows = []
         for _, key in part:
             if key in errors:
@@ -235,7 +255,7 @@ class _Writer:
             started = time.perf_counter()
             mask = self._write(key, images[key], by_key[key])
             writing = time.perf_counter() - started
-            self.seconds["writing"] += writing
+            self._seconds["writing"].append(writing)
             spent = seconds[key] + segmenting / len(images) + writing
             names, target = self._predictor.class_names, self._targets[key]
             rows += _area_rows(key, mask, names, spent, target, notes[key])

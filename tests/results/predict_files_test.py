@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -222,6 +223,7 @@ def test_speed_is_reported_without_compilation(tmp_path, monkeypatch):
 
     rows = _run(tmp_path / "in", tmp_path / "out", _predictor(slow_at_first), log=lines.append)
     assert "2 of 2 images in 0.50 s: 4.0 images per second" in lines[-1]
+    assert "250.0 ms of the network for each" in lines[-1]
     assert "compilation, 30.00 s" in lines[-1]
     assert [row["seconds"] for row in rows] == [0.25, 0.25]
 
@@ -274,6 +276,24 @@ def test_overlays_can_be_left_out_and_are_compressed_fast(tmp_path):
     assert data[start : start + 2] == b"\x78\x01"  # zlib's mark of its fastest level
 
 
+def test_batches_at_a_time_are_in_the_order_of_the_files(tmp_path):
+    """The first batch waits in the network until the second one has come, too."""
+    for i in range(4):
+        _save(tmp_path / "in" / f"{i}.png", _picture() // (i + 1))
+    both, calls = threading.Barrier(2, timeout=60), []
+
+    def meets(images):
+        calls.append(len(images))
+        if len(calls) in (2, 3):  # after the one that compiles
+            both.wait()
+        return (images + 1) / 2
+
+    rows = _run(tmp_path / "in", tmp_path / "out", _predictor(meets), batch_size=2)
+    assert [row["file"] for row in rows] == [f"{i}.png" for i in range(4)] and calls == [2, 2, 2]
+    alone = _run(tmp_path / "in", tmp_path / "alone", batch_size=2, workers=1)
+    assert [r["area_pixels"] for r in rows] == [r["area_pixels"] for r in alone]
+
+
 def test_probabilities_can_be_kept(tmp_path):
     image = _picture()
     _save(tmp_path / "in" / "sub" / "a.png", image)
@@ -297,7 +317,7 @@ def test_the_manifest_says_what_was_done(tmp_path, monkeypatch):
         clock[0] += 2.0
         return (images + 1) / 2
 
-    _run(tmp_path / "in", tmp_path / "out", _predictor(slow), batch_size=2)
+    _run(tmp_path / "in", tmp_path / "out", _predictor(slow), batch_size=2, workers=1)
     found = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert (found["files"], found["failed"], found["threshold"]) == (3, 1, 0.5)
     assert found["seconds"]["compilation"] == 2.0 and found["seconds"]["network"] == 4.0
