@@ -48,16 +48,18 @@ def test_transposed_convolution_has_the_same_derivative():
         np.testing.assert_allclose(a, b, atol=1e-11)
 
 
+@pytest.mark.parametrize("rank", [2, 3])
 @pytest.mark.parametrize("padding", ["SAME", 0, 1])
 @pytest.mark.parametrize(("size", "stride"), [(1, 1), (3, 1), (3, 2), (4, 2), (4, 1)])
-def test_a_convolution_of_volumes_equals_the_stock_one_with_its_derivatives(size, stride, padding):
-    x, kernel = normal(0, 2, 5, 6, 7, 3), normal(1, *(size,) * 3, 3, 2)
-    pads = padding if padding == "SAME" else [(padding, padding)] * 3
+def test_a_convolution_equals_the_stock_one_with_its_derivatives(size, stride, padding, rank):
+    x, kernel = normal(0, 2, *(5, 6, 7)[:rank], 3), normal(1, *(size,) * rank, 3, 2)
+    pads = padding if padding == "SAME" else [(padding, padding)] * rank
 
     def stock(x, kernel):
-        numbers = ("NDHWC", "DHWIO", "NDHWC")
+        spatial = "DHW"[-rank:]
+        numbers = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
         return jax.lax.conv_general_dilated(
-            x, kernel, (stride,) * 3, pads, dimension_numbers=numbers
+            x, kernel, (stride,) * rank, pads, dimension_numbers=numbers
         )
 
     y, pull = jax.vjp(lambda x, k: layers.conv(x, k, stride, padding), x, kernel)
