@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -12,6 +11,7 @@ from tqdm import tqdm
 from fewshotseg import files
 from fewshotseg.data import canvas, look_alikes
 from fewshotseg.data.cases import Data
+from fewshotseg.data.check_text import FEW, TINY, Report, format_report, warnings
 from fewshotseg.data.split_files import Split
 from fewshotseg.data.survey import Record, Survey
 from fewshotseg.data.tiles import Tiles
@@ -19,12 +19,7 @@ from fewshotseg.errors import InputError
 from fewshotseg.types import Case, CaseSource
 
 SHEET_CASES = 64
-LISTED = 50  # faults in the printed table; check.json has all
 _SHEET_SIZE = 320  # longer side in memory; the sheet's tiles are smaller
-_TINY = 8  # pixels; a side below is no picture
-_ENLARGED = 1.5  # from this factor on it is worth a word
-
-Report = dict[str, Any]
 
 
 def check_source(
@@ -107,7 +102,7 @@ def summarise(
       and 'width' ('min', 'median', 'max'), of volumes also 'depth' and 'spacing' (in mm, likewise, one
       per axis), 'channels' (images by number of channels), 'classes' (by
       name: 'images' that show the class, and 'share' of the pixels in these), 'groups',
-      'empty_masks', 'vanishing', 'flat', 'tiny', 'duplicates' (`[id, id, correlation]`), 'faults'
+      'empty_masks', 'vanishing', 'small', 'flat', 'tiny', 'duplicates' (`[id, id, correlation]`), 'faults'
       (`{'id', 'message'}`), 'notes' (count by text), 'warnings', 'split' ('train', 'validation',
       'test' and further test sets: 'cases' and, of test sets, 'clusters') and 'split_notes'.
     """
@@ -141,13 +136,14 @@ def summarise(
             for index, name in enumerate(source.class_names)
         },
         "empty_masks": [ids[i] for i in np.flatnonzero(shares.sum(axis=1) == 0)],
-        "vanishing": [i for i, record in records.items() if record.vanishes],
+        "vanishing": [i for i, record in records.items() if record.fewest == 0],
+        "small": {i: r.fewest for i, r in records.items() if 0 < (r.fewest or 0) < FEW},
         "flat": [i for i, record in records.items() if record.flat],
-        "tiny": [i for i, record in records.items() if min(record.shape[:-1]) < _TINY],
+        "tiny": [i for i, record in records.items() if min(record.shape[:-1]) < TINY],
         "duplicates": [[ids[i], ids[j], round(value, 4)] for i, j, value in pairs],
         "notes": dict(collections.Counter(n for r in seen for n in r.notes).most_common()),
     }
-    report["warnings"] = _warnings(report, shares)
+    report["warnings"] = warnings(report, shares)
     if not shares.any():
         message = (
             f"data set {source.name!r}: none of the {len(records)} masks has any foreground: "
@@ -155,49 +151,6 @@ def summarise(
         )
         report["faults"].append({"id": "", "message": message})
     return report
-
-
-def format_report(report: Report) -> str:
-    """The report as a table of plain text, without a line break at the end."""
-    complete = report["loaded"] + len(report["faults"]) >= report["count"]
-    read = f"of which {report['loaded']} {'can be' if complete else 'were'} read"
-    rows = [("data set", report["name"]), ("cases", f"{report['count']}, {read}")]
-    if report["loaded"]:
-        for key in [key for key in ("depth", "height", "width") if key in report]:
-            voxels = "voxels" if "depth" in report else "pixels"
-            rows.append((key, _range_text(report[key], "{:g}") + f" {voxels}"))
-        if "spacing" in report:
-            axes = (_range_text(of_axis, "{:.3g}") for of_axis in report["spacing"])
-            rows.append(("spacing", "; ".join(axes) + " mm"))
-        channels = {"1": "grey", "3": "colour"}
-        counts = [f"{n} {channels[c]}" for c, n in report["channels"].items()]
-        rows.append(("images", ", ".join(counts)))
-        if report["groups"]:
-            rows.append(("groups", f"{report['groups']} (patients or series)"))
-        for name, of_class in report["classes"].items():
-            where = f"in {of_class['images']} of {report['loaded']} masks"
-            if of_class["images"]:
-                where = _range_text(of_class["share"], "{:.2%}") + " of the pixels, " + where
-            rows.append((f"class {name}", where))
-        rows.append(("empty masks", _ids_text(report["empty_masks"])))
-        rows.append((f"vanish at {_size_text(report)}", _ids_text(report["vanishing"])))
-        pairs = [f"{a} = {b} ({c:.3f})" for a, b, c in report["duplicates"]]
-        rows.append(("look-alikes", _ids_text(pairs)))
-        rows += [("note", f"{count} x {note}") for note, count in report["notes"].items()]
-    for part, found in report["split"].items():
-        text = f"{found['cases']} case{'s' * (found['cases'] != 1)}"
-        if found.get("clusters", found["cases"]) < found["cases"]:
-            text += f" in {found['clusters']} clusters (patients, series, look-alikes)"
-        rows.append((part, text))
-    rows += [("split", note) for note in report["split_notes"]]
-    rows += [("WARNING", text) for text in report["warnings"]]
-    faults = report["faults"]
-    rows.append(("faults", str(len(faults)) if faults else "none"))
-    rows += [("FAULT", fault["message"]) for fault in faults[:LISTED]]
-    if len(faults) > LISTED:
-        rows.append(("FAULT", f"... and {len(faults) - LISTED} more in check.json"))
-    width = max(len(label) for label, _ in rows)
-    return "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
 
 
 def _sizes(seen: Sequence[Record]) -> Report:
@@ -246,61 +199,10 @@ def _readable(survey: Survey) -> Survey:
     return readable
 
 
-def _size_text(report: Mapping[str, Any]) -> str:
-    size = report["image_size"]
-    return f"{size[0]} px" if len(set(size)) == 1 else " x ".join(map(str, size)) + " px"
-
-
-def _warnings(report: Mapping[str, Any], shares: np.ndarray) -> list[str]:
-    warnings = []
-    if np.median(shares.sum(axis=1)) > 0.5:
-        warnings.append(
-            "more than half of the pixels are foreground in most masks: are the masks inverted?"
-        )
-    absent = [name for name, found in report["classes"].items() if not found["images"]]
-    if absent and shares.any():
-        warnings.append(f"no mask shows the class {', '.join(absent)}")
-    if len(report["channels"]) > 1:
-        warnings.append("grey and colour images are mixed: all are converted to one kind")
-    if report["flat"]:
-        warnings.append(f"images of a single grey value or colour: {_ids_text(report['flat'])}")
-    if report["tiny"]:
-        warnings.append(f"images with a side below {_TINY} pixels: {_ids_text(report['tiny'])}")
-    height, width = report["height"]["median"], report["width"]["median"]
-    larger = min(report["image_size"][-2] / height, report["image_size"][-1] / width)
-    if larger >= _ENLARGED and not report["tiles"]:
-        warnings.append(
-            f"most images are enlarged, from {height:g} x {width:g} pixels to "
-            f"{_size_text(report)}: a smaller image_size shows as much and trains faster"
-        )
-    if report["vanishing"]:
-        warnings.append(
-            f"a class disappears at {_size_text(report)} from some masks "
-            f"({len(report['vanishing'])}): train at a larger image_size"
-        )
-    if report["duplicates"]:
-        warnings.append(
-            f"pairs of images that look alike, as they are or mirrored: "
-            f"{len(report['duplicates'])}; a draw keeps each together, but look whether one of "
-            "them should go"
-        )
-    return warnings
-
-
 def _range(values: Sequence[float] | np.ndarray) -> dict[str, float] | None:
     if len(values) == 0:
         return None
     return {name: float(getattr(np, name)(values)) for name in ("min", "median", "max")}
-
-
-def _range_text(values: Mapping[str, float], style: str) -> str:
-    low, middle, high = (style.format(values[key]) for key in ("min", "median", "max"))
-    return low if low == high else f"{low} to {high}, median {middle}"
-
-
-def _ids_text(ids: Sequence[str], number: int = 5) -> str:
-    more = ", ..." * (len(ids) > number)
-    return f"{len(ids)}: {', '.join(ids[:number])}{more}" if ids else "none"
 
 
 def _evenly(ids: Sequence[str], number: int) -> set[str]:

@@ -20,7 +20,8 @@ class Record:
       notes: conversions, as in `Case`.
       thumbnail: float32 `[24 * 24]`, see `look_alikes`.
       share: float `[number of classes]`, of the pixels that count; the first class has id 1.
-      vanishes: a class of the mask has no pixel left at the size of the networks.
+      fewest: pixels of the class, of those in the mask, that has fewest at the size of the networks; None
+        of an empty mask.
       flat: all pixels of the image have one value.
       spacing: as in `Case`.
     """
@@ -30,7 +31,7 @@ class Record:
     notes: tuple[str, ...]
     thumbnail: np.ndarray
     share: np.ndarray
-    vanishes: bool
+    fewest: int | None
     flat: bool
     spacing: tuple[float, ...] = ()
 
@@ -40,7 +41,7 @@ class Survey:
 
     Args:
       source: of the cases.
-      size: of the networks' canvas, for `Record.vanishes`.
+      size: of the networks' canvas, for `Record.fewest`.
       tiles: how networks see cases, if not squashed to a canvas.
     """
 
@@ -72,7 +73,7 @@ class Survey:
             notes=case.notes,
             thumbnail=look_alikes.thumbnail(case.image),
             share=counts / max(labels.counts(case.mask).sum(), 1),
-            vanishes=bool(np.any((counts > 0) & (left == 0))),
+            fewest=int(left[counts > 0].min()) if counts.any() else None,
             flat=bool(np.ptp(case.image, axis=tuple(range(case.mask.ndim))).max() == 0),
             spacing=case.spacing,
         )

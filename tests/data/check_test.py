@@ -85,6 +85,20 @@ def test_table_says_what_a_user_needs(tmp_path):
     assert lines["faults"] == "1" and lines["FAULT"] == "bad.png: damaged."
 
 
+def test_classes_of_few_pixels_are_told_with_a_size_that_has_enough(tmp_path):
+    """4 x 4 of 64 x 64 pixels are 4 at 32 px; 32 are there from sqrt(8) times the size on."""
+    cases = [_case(name, 64, 128, [(1, 4, 8)]) for name in "ab"]
+    cases.append(_case("c", 64, 128, [(1, 32, 64)]))
+    report = check_source(_Source(cases, ("lesion",)), tmp_path / "a", 32, quiet=True)
+    assert report["small"] == {"a": 4, "b": 4} and not report["vanishing"]
+    (warning,) = (text for text in report["warnings"] if "fewer than" in text)
+    assert "fewer than 32 pixels at 32 px in 2 masks" in warning
+    assert warning.endswith("missed there: try --config.data.fit=tiles")  # 96 px would enlarge
+    large = [_case(name, 128, 128, [(1, 8, 8)]) for name in "ab"]
+    report = check_source(_Source(large, ("lesion",)), tmp_path / "b", 32, quiet=True)
+    assert any("image_size=96, or --config.data.fit=tiles" in text for text in report["warnings"])
+
+
 def test_contact_sheet_shows_the_outline(tmp_path):
     plain, marked = tmp_path / "plain", tmp_path / "marked"
     for folder, boxes in ((plain, []), (marked, [(1, 20, 20)])):
@@ -115,7 +129,7 @@ def test_suspicions_are_warned_of(tmp_path):
     assert "masks inverted" in warnings and "no mask shows the class cup" in warnings
     mixed = [_case("a", 16, 16, [(1, 4, 4)]), _case("b", 16, 16, [(2, 4, 4)], channels=1)]
     assert "mixed" in " ".join(check_source(_Source(mixed), tmp_path, 16, quiet=True)["warnings"])
-    good = [_case(name, 16, 16, [(1, 6, 6), (2, 3, 3)]) for name in "abc"]
+    good = [_case(name, 16, 16, [(1, 12, 9), (2, 4, 8)]) for name in "abc"]
     assert check_source(_Source(good), tmp_path, 16, quiet=True)["warnings"] == []
 
 
