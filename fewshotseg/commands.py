@@ -137,7 +137,12 @@ def predict(config, flags) -> None:
     else:
         batch_size = config.evaluate.batch_size
         rows = predict_files.predict_files(
-            predictor, flags.input, flags.output, batch_size=batch_size, **wanted
+            predictor,
+            flags.input,
+            flags.output,
+            batch_size=batch_size,
+            workers=config.predict.workers,
+            **wanted,
         )
         table = "areas.csv"
     failed = [row["file"] for row in rows if row["error"]]

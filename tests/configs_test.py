@@ -112,7 +112,7 @@ def build_all(config):
 ELSEWHERE = {
     "compilation_cache": "commands.py", "predict.method": "commands.py",
     "predict.overlays": "commands.py", "predict.probabilities": "commands.py",
-    "predict.flips": "commands.py", "data.tfds.name": "commands.py",
+    "predict.workers": "commands.py", "predict.flips": "commands.py", "data.tfds.name": "commands.py",
     "data.tfds.data_dir": "commands.py", "diagnose.estimators": "compare_estimators.py",
     "diagnose.inner_steps": "compare_estimators.py", "diagnose.draws": "compare_estimators.py",
     "diagnose.repeats": "compare_estimators.py", "synthesize.layout": "synthesize.py",

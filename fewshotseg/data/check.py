@@ -102,9 +102,10 @@ def summarise(
       and 'width' ('min', 'median', 'max'), of volumes also 'depth' and 'spacing' (in mm, likewise, one
       per axis), 'channels' (images by number of channels), 'classes' (by
       name: 'images' that show the class, and 'share' of the pixels in these), 'groups',
-      'empty_masks', 'vanishing', 'small', 'flat', 'tiny', 'duplicates' (`[id, id, correlation]`), 'faults'
-      (`{'id', 'message'}`), 'notes' (count by text), 'warnings', 'split' ('train', 'validation',
-      'test' and further test sets: 'cases' and, of test sets, 'clusters') and 'split_notes'.
+      'empty_masks', 'vanishing', 'small' (pixels by id), 'flat', 'tiny', 'duplicates' (`[id, id,
+      correlation]`), 'faults' (`{'id', 'message'}`), 'notes' (count by text), 'warnings', 'split'
+      ('train', 'validation', 'test' and further test sets: 'cases' and, of test sets, 'clusters') and
+      'split_notes'.
     """
     source, records = survey.source, dict(sorted(survey.records.items()))
     report: Report = {

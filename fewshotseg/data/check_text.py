@@ -85,8 +85,8 @@ def warnings(report: Mapping[str, Any], shares: np.ndarray) -> list[str]:
             f"a class disappears at {_size_text(report)} from some masks "
             f"({len(report['vanishing'])}): train at a larger image_size"
         )
-    if len(report["small"]) > 0.05 * report["loaded"] and not report["tiles"]:
-        found.append(_too_small(report))
+    if len(report["small"]) > 0.05 * report["loaded"]:
+        found += _too_small(report)
     if report["duplicates"]:
         found.append(
             f"pairs of images that look alike, as they are or mirrored: "
@@ -96,21 +96,25 @@ def warnings(report: Mapping[str, Any], shares: np.ndarray) -> list[str]:
     return found
 
 
-def _too_small(report: Mapping[str, Any]) -> str:
-    """Names a size at which half of the small ones have enough, if images are as large as that."""
+def _too_small(report: Mapping[str, Any]) -> list[str]:
+    """What to try so that half of the small ones have enough; nothing where the images show no more."""
     size = report["image_size"]
+    medians = [report[axis]["median"] for axis in ("depth", "height", "width")[-len(size) :]]
     factor = (FEW / np.median(list(report["small"].values()))) ** (1 / len(size))
     larger = [16 * math.ceil(n * factor / 16) for n in size]
     square = len({*size}) == 1 and len(size) == 2
-    text = str(larger[0]) if square else f'"{tuple(larger)}"'
-    remedy = "--config.data.fit=tiles"
-    axes = ("depth", "height", "width")[-len(size) :]
-    if all(n <= report[axis]["max"] for n, axis in zip(larger, axes, strict=True)):
-        remedy = f"--config.data.image_size={text.replace(' ', '')}, or {remedy}"
-    return (
+    text = str(larger[0]) if square else f'"{tuple(larger)}"'.replace(" ", "")
+    remedies = []
+    if all(n < _ENLARGED * m for n, m in zip(larger, medians, strict=True)):
+        remedies.append(f"--config.data.image_size={text}")
+    if all(n < m for n, m in zip(size, medians, strict=True)):
+        remedies.append("--config.data.fit=tiles")
+    if report["tiles"] or not remedies:
+        return []
+    return [
         f"a class has fewer than {FEW} pixels at {_size_text(report)} in {len(report['small'])} masks, and "
-        f"will mostly be missed there: try {remedy}"
-    )
+        f"will mostly be missed there: try {', or '.join(remedies)}"
+    ]
 
 
 def _size_text(report: Mapping[str, Any]) -> str:

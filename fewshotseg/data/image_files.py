@@ -6,6 +6,7 @@ as a note, so that a user can be told of it.
 
 import io
 import pathlib
+import threading
 import warnings
 from collections.abc import Sequence
 
@@ -32,6 +33,7 @@ _OTHER_FORMATS = {
 _ORIENTATION = 0x0112  # EXIF tag; 2 to 8 mean mirrored or turned, 5 to 8 by a quarter
 # Larger images are refused before they are decoded: a few lines of a file can claim any size.
 MAX_MEGAPIXELS = 80
+_FILTERS = threading.Lock()  # of warnings: they belong to the process, not to a thread
 MAX_SIDE = 32_768  # pixels
 SMEAR = 32  # how far compression may push a binary value away from 0 or 255 in flat regions
 
@@ -147,7 +149,7 @@ def _open(
             raise InputError(f"{path}: there is no such file.")
         if (path.stat().st_size if data is None else len(data)) == 0:
             raise InputError(f"{path}: the file is empty (0 bytes): copy it again from its source.")
-        with warnings.catch_warnings():
+        with _FILTERS, warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we are stricter
             if in_memory:
                 data = path.read_bytes() if data is None else data

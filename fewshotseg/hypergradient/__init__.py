@@ -3,7 +3,7 @@
 `contract` has the notation and a worked example, docs/estimators.md a bilevel problem from start to end.
 """
 
-from fewshotseg.hypergradient import forward, host_loop, inner_gradient
+from fewshotseg.hypergradient import forward, host_evolution, host_loop, inner_gradient
 from fewshotseg.hypergradient.contract import (
     Hypergradient,
     check,
@@ -37,6 +37,7 @@ __all__ = [
     "forward",
     "forward_mode",
     "gradient_step",
+    "host_evolution",
     "host_loop",
     "identity",
     "implicit_gradient",

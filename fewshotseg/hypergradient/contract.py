@@ -51,10 +51,10 @@ is no matter of the estimator but of the inner step: see `inner_gradient`. Cost,
 each are in its docstring; the numbers there take `inner_gradient.mixed` for granted, with which a
 product with H and M together costs about 2 t beyond the gradient itself.
 
-Files: `unroll` has the first family, `forward` its member in forward mode, `host_loop` the twins for CPUs,
-`implicit` the second family, `evolution` the one without derivatives, `one_player` the pieces of the
-common problem with one network and one optimiser. They import JAX alone and each other, and can be
-lifted into another project.
+Files: `unroll` has the first family, `forward` its member in forward mode, `implicit` the second family,
+`evolution` the one without derivatives, `host_loop` and `host_evolution` the twins for CPUs, `one_player`
+the pieces of the common problem with one network and one optimiser. They import JAX alone and each other,
+and can be lifted into another project.
 """
 
 from collections.abc import Callable, Mapping

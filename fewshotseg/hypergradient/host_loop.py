@@ -2,9 +2,9 @@
 
 Why twice: XLA's CPU backend does not put convolutions inside a compiled loop (`lax.scan`, `fori_loop`)
 on its fast path, and their gradients are about 20 times slower there; and what is compiled here does not
-depend on K. On accelerators use the pure functions of `unroll`, `forward`, `implicit` and `evolution`: the
-same mathematics, the same numbers, one program. The functions here cannot be compiled as a whole, so they
-take what compiles their pieces:
+depend on K. On accelerators use the pure functions of `unroll`, `forward`, `implicit` and `evolution`
+(whose twins are in `host_evolution`): the same mathematics, the same numbers, one program. The functions
+here cannot be compiled as a whole, so they take what compiles their pieces:
 
     compile(function, batched_args=(), batched_results=()) -> compiled function
 

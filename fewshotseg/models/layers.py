@@ -100,7 +100,7 @@ def conv(
     if kernel.shape[:rank] == (1,) * rank and (stride, groups) == (1, 1) and padding in ("SAME", 0):
         if jax.default_backend() == "cpu":
             y = x.reshape(-1, x.shape[-1]) @ kernel.reshape(kernel.shape[-2:]).astype(x.dtype)
-            return y.reshape(*x.shape[:-1], -1)
+            return y.reshape(*x.shape[:-1], kernel.shape[-1])
     spatial = "DHW"[-rank:]
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(

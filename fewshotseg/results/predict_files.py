@@ -2,13 +2,16 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import io
 import pathlib
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from fewshotseg import figures, files
@@ -70,7 +73,8 @@ def predict_files(
       batch_size: most images for the network at a time.
       overlays: whether to draw them; most of the time of a small image is spent on that.
       probabilities: whether to write them.
-      workers: batches at a time: one is read or written while another is with the network.
+      workers: batches at a time: one is read or written while another is with the network. On CPUs several
+        may be with the network, too; accelerators get one after the other.
       log: receives lines for people: what is left out, and images per second.
 
     Returns:
@@ -138,11 +142,14 @@ class _Timed:
 
     def __init__(self, function: PredictProbabilities):
         self.function, self._seconds = function, []
+        alone = jax.default_backend() != "cpu"  # whose memory one batch may fill
+        self._turn = threading.Lock() if alone else contextlib.nullcontext()
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        started = time.perf_counter()
-        probabilities = np.asarray(self.function(images))
-        self._seconds.append(time.perf_counter() - started)
+        with self._turn:
+            started = time.perf_counter()
+            probabilities = np.asarray(self.function(images))
+            self._seconds.append(time.perf_counter() - started)
         return probabilities
 
     def take_seconds(self) -> float:

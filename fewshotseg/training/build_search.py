@@ -41,23 +41,19 @@ def make_cheaper(segmenter, width, frozen_encoder):
                     network[field] = min(network[field], narrow(network[field]))
 
 
-def create_pool(
-    examples: Callable, draw: Callable, encode: Callable | None, number: int
-) -> Callable:
+def create_pool(examples: Callable, draw: Callable, encode: Callable, number: int) -> Callable:
     """`(arrays of some cases, key) -> batches`, `number` of them; see `cross_fit.create_problem`.
 
     Args:
       examples: `batch -> examples`, see `segmenter.create_examples`.
       draw: `(arrays of some cases, key) -> batch`.
-      encode: `images -> features`, in place of the images; None keeps these.
+      encode: `images -> features`, in place of the images.
       number: of batches.
     """
 
     @jax.jit
     def make(cases, key):
         made = examples(draw(cases, key))
-        if encode is None:
-            return made
         images = [name for name in made if name.endswith("images")]
         return made | {name: encode(made[name]) for name in images}
 
@@ -89,7 +85,8 @@ def create_search(
     networks = build_parts.create_networks(config, spec, method)
     given = networks["segmenter"].init(stages.step_key(config.seed, "init", 2))
     networks["segmenter"] = factory.without_frozen(networks["segmenter"], given)
-    pooled = fields["pool_batches"]
+    encode = networks["segmenter"].encode
+    pooled = fields["pool_batches"] if encode else 0
     parts = build_parts.create_parts(
         config,
         spec,
@@ -104,11 +101,10 @@ def create_search(
     draw = build_parts.create_draw(config, spec.num_classes, method, config.train.batch_size)
     make_pool = None
     if pooled:
-        encode = networks["segmenter"].encode
         make_pool = create_pool(
             lambda batch: parts.examples({}, parts.theta, batch),
             draw,
-            functools.partial(encode, {}) if encode else None,
+            functools.partial(encode, {}),
             pooled,
         )
 

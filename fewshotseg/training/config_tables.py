@@ -121,6 +121,7 @@ BOUNDS: Mapping[str, Bound] = {
     "pairs.*.largest_share": between(0, 1, open_low=True),
     "pairs.*.strength": between(0, 1),
     "cross_fit.num_folds": at_least(2),
+    "predict.workers": at_least(1),
     "cross_fit.num_starts": at_least(1),
     "cross_fit.num_steps": at_least(0),
     "cross_fit.num_rounds": at_least(1),

@@ -2,9 +2,11 @@
 
 Every pair of a trial, real or synthetic, is made of the cases of its own folds, so the cases held out have
 gone into nothing; and every labelled case is held out once. The derivative runs through the whole training,
-optimiser, schedule and average of the weights included, in forward mode: its memory is that of one step.
+optimiser, schedule and average of the weights included, in forward mode: its memory does not grow with the
+number of steps.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -43,7 +45,7 @@ def create_problem(
       inner_step: see `hypergradient.unrolled`, open to forward mode.
       outer_loss: likewise, of the weights that a training ends with; see `of_average`.
       init: key -> state before the first step.
-      draw: `(arrays of some cases, key) -> batch`, drawn inside the step; None with `make_pool`.
+      draw: `(arrays of some cases, key) -> batch`, drawn inside the step; not used with `make_pool`.
       arrays: of all labelled cases, see `batches.load_arrays`.
       folds: positions of the cases of every fold.
       theta: where to begin.
@@ -75,12 +77,19 @@ def create_problem(
     finish = jax.jit(forward.finish(outer_loss))
     initial = jax.jit(init)
 
-    def train(theta, fold, start, differentiate, last=num_steps):
-        trial_key = jax.random.fold_in(jax.random.fold_in(key, start), fold)
+    def key_of(fold, start):
+        return jax.random.fold_in(jax.random.fold_in(key, start), fold)
+
+    @functools.lru_cache(maxsize=1)  # once for all trials of it in a row, and for the warm-up
+    def data_of(fold, start):
         members = jnp.array([i for j, other in enumerate(folds) if j != fold for i in other])
         cases = jax.tree.map(lambda x: x[members], arrays)
-        if make_pool:
-            cases = make_pool(cases, jax.random.fold_in(trial_key, POOL))
+        return (
+            make_pool(cases, jax.random.fold_in(key_of(fold, start), POOL)) if make_pool else cases
+        )
+
+    def train(theta, fold, start, differentiate, last=num_steps):
+        trial_key, cases = key_of(fold, start), data_of(fold, start)
         theta = jax.tree.map(jnp.asarray, theta)
         state = initial(jax.random.fold_in(key, start))
         tangents = forward.start(theta, state) if differentiate else None

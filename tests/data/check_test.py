@@ -86,17 +86,26 @@ def test_table_says_what_a_user_needs(tmp_path):
 
 
 def test_classes_of_few_pixels_are_told_with_a_size_that_has_enough(tmp_path):
-    """4 x 4 of 64 x 64 pixels are 4 at 32 px; 32 are there from sqrt(8) times the size on."""
-    cases = [_case(name, 64, 128, [(1, 4, 8)]) for name in "ab"]
-    cases.append(_case("c", 64, 128, [(1, 32, 64)]))
-    report = check_source(_Source(cases, ("lesion",)), tmp_path / "a", 32, quiet=True)
-    assert report["small"] == {"a": 4, "b": 4} and not report["vanishing"]
-    (warning,) = (text for text in report["warnings"] if "fewer than" in text)
+    """1/256 of an image is 4 pixels at 32 px; 32 are there from sqrt(8) times the size on, 96 px."""
+
+    def warned(name, *sides, image_size=32):
+        boxes = [[(1, height // 16, width // 16)] for height, width in sides]
+        cases = [
+            _case(f"c{i}", *s, box) for i, (s, box) in enumerate(zip(sides, boxes, strict=True))
+        ]
+        cases.append(_case("large", *sides[0], [(1, sides[0][0], sides[0][1] // 2)]))
+        folder = tmp_path / name
+        report = check_source(_Source(cases, ("lesion",)), folder, image_size, quiet=True)
+        return report, " ".join(text for text in report["warnings"] if "fewer than" in text)
+
+    report, warning = warned("a", (128, 128), (128, 128))
+    assert report["small"] == {"c0": 4, "c1": 4} and not report["vanishing"]
     assert "fewer than 32 pixels at 32 px in 2 masks" in warning
-    assert warning.endswith("missed there: try --config.data.fit=tiles")  # 96 px would enlarge
-    large = [_case(name, 128, 128, [(1, 8, 8)]) for name in "ab"]
-    report = check_source(_Source(large, ("lesion",)), tmp_path / "b", 32, quiet=True)
-    assert any("image_size=96, or --config.data.fit=tiles" in text for text in report["warnings"])
+    assert warning.endswith("there: try --config.data.image_size=96, or --config.data.fit=tiles")
+    _, warning = warned("b", (64, 48), (64, 48), (512, 512))  # most are no larger than 64
+    assert warning.endswith("there: try --config.data.fit=tiles")
+    report, warning = warned("c", (48, 48), (48, 48), image_size=64)  # there is no more to see
+    assert report["small"] and not warning
 
 
 def test_contact_sheet_shows_the_outline(tmp_path):

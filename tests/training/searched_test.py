@@ -108,14 +108,53 @@ def test_variables_that_make_no_difference_are_refused():
         config_check.check_config(config)
 
 
-def test_a_trial_on_a_pool():
-    """As many batches as the pool has are mixed: another number makes another training."""
+def _pooled_problem(monkeypatch, number, encode):
+    """A search whose U-Net takes what `encode` makes of images in their place."""
+    create = build_parts.create_networks
+
+    def networks(*args):
+        made = create(*args)
+        net = made["segmenter"]
+
+        def apply(params, images, keys):
+            return net.apply(params, images[0] if isinstance(images, tuple) else images, keys)
+
+        return made | {"segmenter": net._replace(apply=apply, encode=encode)}
+
+    monkeypatch.setattr(build_parts, "create_networks", networks)
+    fields = {"cross_fit.pool_batches": number, "cross_fit.num_steps": 3}
+    problem = build.build(_config(**fields)).search("mixture_chosen")
+    monkeypatch.undo()
+    return problem
+
+
+def test_a_trial_on_a_pool(monkeypatch):
+    """As many batches as the pool has are mixed; each is encoded once, not once for every step."""
+    seen = []
+
+    def encode(params, images):
+        jax.debug.callback(lambda: seen.append(1))
+        return (images,)
+
     losses = []
     for number in (1, 2, 2):
-        fields = {"cross_fit.pool_batches": number, "cross_fit.num_steps": 3}
-        problem = build.build(_config(**fields)).search("mixture_chosen")
+        problem = _pooled_problem(monkeypatch, number, encode)
+        seen.clear()
+        problem.warm_up(False)
         losses.append(problem.run(problem.theta, 0, 0, False).loss)
+        jax.effects_barrier()
+        assert (
+            len(seen) == 2 * number
+        )  # real and synthetic images; the trial has those of the warm-up
     assert np.isfinite(losses).all() and losses[1] == losses[2] != losses[0]
+
+
+def test_without_a_frozen_encoder_there_is_no_pool(monkeypatch):
+    losses = []
+    for number in (0, 2):
+        problem = _pooled_problem(monkeypatch, number, None)
+        losses.append(problem.run(problem.theta, 0, 0, False).loss)
+    assert losses[0] == losses[1]
 
 
 def test_a_pool_cannot_hold_pairs_that_move():
