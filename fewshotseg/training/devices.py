@@ -135,7 +135,12 @@ class _Pmapped:
         """Replicated arguments lie as results do: a state that comes from elsewhere compiles no more."""
         if self._replicated is None or position in self._batched_args:
             return arg
-        return jax.tree.map(lambda x: jax.device_put(x, self._replicated), arg)
+
+        def place(x):  # asked first: putting what lies there already costs as much as putting
+            there = isinstance(x, jax.Array) and x.sharding == self._replicated
+            return x if there else jax.device_put(x, self._replicated)
+
+        return jax.tree.map(place, arg)
 
 
 def _sharding_of_results(indices):
