@@ -3,6 +3,7 @@
 python benchmarks/fewshot_table.py runs/fewshot [more folders] --rows=FILE.csv.gz     writes a row per case
 python benchmarks/fewshot_table.py FILE.csv.gz [--data_dir=FOLDER --list=val] [--against=real_only]
     --against='efficient_unet: mixture'     all, rows of peers.py too, against the method of one segmenter
+    --across=steps --against='real_only at 400 steps'     a method against itself at another number of steps
 """
 
 import collections
@@ -23,6 +24,7 @@ flags.DEFINE_string("rows", "", "Where to write the rows; a second file RUNS_...
 flags.DEFINE_string("data_dir", "", "As of fewshot.py; with --list.")
 flags.DEFINE_string("list", "", "Only the cases of this list.")
 flags.DEFINE_string("against", "real_only", "METHOD, or SEGMENTER: METHOD, to compare with.")
+flags.DEFINE_string("across", "", "Of size, steps and labels one that tells methods apart.")
 flags.DEFINE_string("class_name", "", "Of which class; '': of each case the mean over its classes.")
 
 SETTING = ("dataset", "segmenter", "size", "steps", "labels")
@@ -90,6 +92,13 @@ def read_rows(path: pathlib.Path) -> list[dict]:
     with (gzip.open if path.suffix == ".gz" else open)(path, "rt", newline="") as file:
         rows = list(csv.DictReader(file))
     return [row | {k: float(row[k]) for k in METRICS if row.get(k)} for row in rows]
+
+
+def across(rows, field: str) -> list[dict]:
+    """Rows whose method is named with a part of its setting, so that it can be compared with itself."""
+    return [
+        row | {field: "any", "method": f"{row['method']} at {row[field]} {field}"} for row in rows
+    ]
 
 
 def by_method(rows, class_name="") -> dict[tuple, dict[str, dict[str, dict[str, dict]]]]:
@@ -245,6 +254,8 @@ def main(argv):
             return
     if FLAGS.list:
         rows = of_list(rows, FLAGS.data_dir, FLAGS.list)
+    if FLAGS.across:
+        rows = across(rows, FLAGS.across)
     print(table(rows, FLAGS.against, FLAGS.class_name))
 
 

@@ -31,6 +31,15 @@ def test_differences_are_paired_by_case_and_settings_are_not_mixed():
     assert longer[2] == "800" and longer[7] == ""
 
 
+def test_a_method_is_compared_with_itself_at_another_number_of_steps():
+    rows = _rows("real_only", [0.5, 0.6]) + _rows("real_only", [0.6, 0.8], steps=1200)
+    lines = table.table(table.across(rows, "steps"), "real_only at 400 steps").splitlines()[2:]
+    short, long = map(_cells, lines)
+    assert short[4] == "unet: real_only at 400 steps" and short[7] == ""
+    assert (long[2], long[4]) == ("any", "unet: real_only at 1200 steps")
+    assert long[7].startswith("+15.0 (")
+
+
 def test_peers_are_compared_with_the_method_of_one_segmenter():
     """Whatever the steps; if trainings of it differ in them alone, only with the one of its own steps."""
     rows = _rows("mixture", [0.6, 0.8]) + _rows(
