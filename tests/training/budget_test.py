@@ -42,6 +42,13 @@ def test_the_same_command_goes_on_with_the_steps_it_had(plan, monkeypatch):
     assert plan(5).train.num_steps == 10
 
 
+def test_where_all_steps_fit_the_same_command_goes_on_too(plan, monkeypatch):
+    monkeypatch.setattr(budget.timing, "fitting_share", lambda timings, seconds: 1.0)
+    assert plan(60).train.num_steps == 40
+    monkeypatch.setattr(budget.folder, "is_trained", lambda workdir: True)
+    assert plan(60).train.num_steps == 40
+
+
 def test_without_a_budget_nothing_changes(plan, tmp_path, capsys):
     assert plan(0).train.num_steps == 40
     assert "timed" in capsys.readouterr().out  # but is announced
