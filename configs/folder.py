@@ -42,4 +42,4 @@ def pretrained_encoder(config):
     config.segmenter.name = "efficient_unet"
     config.optim.learning_rate, config.optim.warmup_steps = 1e-3, 20
     config.segmenter.unet.rate = 3.0
-    config.train.num_steps, config.cross_fit.pool_batches = 400, 20
+    config.data.image_size, config.train.num_steps, config.cross_fit.pool_batches = 144, 400, 20
