@@ -29,6 +29,7 @@ def _stage(name, every, estimator="unrolled", fields=None, **options):
     parts = stages.Parts(
         family=toy.family,
         sources=toy.sources,
+        examples=None,
         networks=networks,
         theta=theta if method.moves_theta else {},
         use=toy.use,
