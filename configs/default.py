@@ -390,9 +390,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.predict.method = ""  # which one predicts; '' for the last of `methods`
     config.predict.overlays = True  # also pictures with outlines; most of the time goes there
     config.predict.probabilities = False  # also the probabilities, as NumPy files
-    config.predict.workers = (
-        2  # batches of pictures at a time: one is read while another is predicted
-    )
+    config.predict.workers = 2  # batches of pictures at a time
     config.predict.flips = False  # the mean over mirror images: 4 (of volumes 8) times the work
     config.synthesize = ConfigDict()  # --mode=synthesize: synthetic pairs as files
     config.synthesize.layout = "folder"  # 'folder' (images/ and masks/) | 'nnunet'

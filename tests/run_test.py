@@ -134,9 +134,9 @@ def test_golden_outer_step(finished):
         )
 
 
-def test_killed_twice_ends_with_the_same_bits(finished, environment, tmp_path):
+def test_killed_three_times_ends_with_the_same_bits(finished, environment, tmp_path):
     workdir = tmp_path / "killed"
-    for log, step in (("generator", 15), ("end2end", 15)):
+    for log, step in (("generator", 15), ("joint", 5), ("end2end", 15)):
         with subprocess.Popen(
             command(workdir),
             stdout=subprocess.DEVNULL,

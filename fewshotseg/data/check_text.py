@@ -59,12 +59,13 @@ def format_report(report: Report) -> str:
 
 
 def warnings(report: Mapping[str, Any], shares: np.ndarray) -> list[str]:
+    """What looks wrong without being a fault, a sentence each; `shares` are those of the records."""
     found = []
     if np.median(shares.sum(axis=1)) > 0.5:
         found.append(
             "more than half of the pixels are foreground in most masks: are the masks inverted?"
         )
-    absent = [name for name, found in report["classes"].items() if not found["images"]]
+    absent = [name for name, of in report["classes"].items() if not of["images"]]
     if absent and shares.any():
         found.append(f"no mask shows the class {', '.join(absent)}")
     if len(report["channels"]) > 1:

@@ -16,7 +16,8 @@ from fewshotseg.runs import checkpoint, log
 
 ROOT = pathlib.Path(__file__).parents[2]
 FAMILIES = {"diffusion": "generator", "vae": "generator", "wgan": "sampled"}
-LAST = 15  # step
+FIRST, LAST = 10, 15  # steps
+RESUMED = "diffusion"  # trained to FIRST, then further; tracing all of it again is most of the time
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -25,19 +26,21 @@ def run(request, tmp_path_factory):
     family, root = request.param, tmp_path_factory.mktemp("families")
     workdir = root / family
     config = f"--config={ROOT}/tests/toy_config.py:method=real_only+end2end,generator={family}"
-    fields = ["--config.eval_every=5", f"--config.train.num_steps={LAST}"]
+    train = ["run.py", f"--workdir={workdir}", config, "--config.eval_every=5"]
+    stops = (FIRST, LAST) if family == RESUMED else (LAST,)
     pairs = ["--mode=synthesize", "--num=6", f"--output={root / 'pairs'}"]
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        cli.main(["run.py", f"--workdir={workdir}", config, *fields])
+        for stop in stops:
+            cli.main([*train, f"--config.train.num_steps={stop}"])
         few = "--config.synthesize.min_consistency=0.0"
         cli.main(["run.py", f"--workdir={workdir}", *pairs, few])
     return family, workdir, root / "pairs", printed.getvalue()
 
 
-def test_it_trains_and_moves_the_architecture(run):
-    family, workdir, _, _ = run
+def test_it_trains_moves_the_architecture_and_goes_on(run):
+    family, workdir, _, printed = run
     lines = log.read_log(workdir / "end2end" / "log.jsonl")
-    assert lines[-1]["step"] == LAST
+    assert lines[-1]["step"] == LAST and FIRST in [line["step"] for line in lines]
     norms = [line["outer/hypergradient_norm"] for line in lines if "outer/loss" in line]
     assert norms and all(norm > 0 for norm in norms)
     sides = {"diffusion": "decoder", "vae": "encoder", "wgan": "decoder"}
@@ -46,6 +49,7 @@ def test_it_trains_and_moves_the_architecture(run):
     assert all(
         np.isfinite(x["generator/loss"]) for x in log.read_log(workdir / "generator/log.jsonl")
     )
+    assert (f"grows from {FIRST} to {LAST}" in printed) == (family == RESUMED)
     model, _ = checkpoint.load_model(workdir / "end2end" / "checkpoints")
     assert int(model["step"]) == LAST
 

@@ -143,9 +143,8 @@ def test_a_trial_on_a_pool(monkeypatch):
         problem.warm_up(False)
         losses.append(problem.run(problem.theta, 0, 0, False).loss)
         jax.effects_barrier()
-        assert (
-            len(seen) == 2 * number
-        )  # real and synthetic images; the trial has those of the warm-up
+        # Real and synthetic images; the trial has those of the warm-up.
+        assert len(seen) == 2 * number
     assert np.isfinite(losses).all() and losses[1] == losses[2] != losses[0]
 
 
