@@ -203,7 +203,7 @@ def _merge(x, name):
     rank = x.ndim - 2
     # As in PyTorch, the first axis is the fastest among the neighbours.
     parts = [
-        x[(slice(None), *(slice(p, None, 2) for p in reversed(phases)))]
+        jax.lax.slice(x, (0, *reversed(phases), 0), x.shape, (1, *(2,) * rank, 1))
         for phases in itertools.product((0, 1), repeat=rank)
     ]
     x = LayerNorm(name=f"{name}_norm")(jnp.concatenate(parts, -1))
