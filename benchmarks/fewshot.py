@@ -6,9 +6,10 @@ python benchmarks/fewshot_table.py runs/fewshot
 FOLDER holds a folder per data set in the layout of its official download, perhaps one more of the same
 layout called DATASET_curve, and splits/DATASET/ with lists of ids. The lists train, extra and curve, as far
 as they are there, are the pool that the labelled images of a draw come from, four fifths to train and one
-to validate; what repeats or resembles a test image is left out. Nothing is tuned on the list test: to
-choose, test on --test_lists=val. With --config.data.validate=none the same labelled images all train, in
-folders of their own (..._all), and the rows of such a run say METHOD on all labels.
+to validate; what repeats or resembles an image of val or test is left out, whichever of the two is tested
+on. Nothing is tuned on the list test: to choose, test on --test_lists=val. With --config.data.validate=none
+the same labelled images all train, in folders of their own (..._all), and the rows of such a run say METHOD
+on all labels.
 """
 
 import itertools
@@ -86,7 +87,8 @@ def write_lists(dataset: str, folder: pathlib.Path) -> None:
     further = [i for i in ids.get("curve", ()) if i not in known]
     pool = [*ids["train"], *ids.get("extra", ()), *further]
     test = [i for name in FLAGS.test_lists for i in ids[name]]
-    files.write_json(folder / "lists.json", {"pool": pool, "test": test})
+    apart = [i for name in ("val", "test") for i in ids[name] if name not in FLAGS.test_lists]
+    files.write_json(folder / "lists.json", {"pool": pool, "test": test, "exclude": apart})
     source = pathlib.Path(FLAGS.data_dir, f"{dataset}_curve")
     if source.is_dir() and not (folder / "more").exists():
         repeated = known & set(ids["curve"])
