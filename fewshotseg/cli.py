@@ -87,7 +87,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
     values = _define_flags()
     if {"--help", "-h", "-help", "--helpfull"} & set(argv[1:]):
         print(f"{__doc__}\n{values.module_help(__name__)}\n")
-        print(f"  --config.FIELD=VALUE: one of the fields in {config_folder() / 'default.py'}")
+        print(_about_config())
         sys.exit(0)
     if "--version" in argv[1:]:
         print(f"fewshotseg {importlib.metadata.version('fewshotseg')}")
@@ -145,6 +145,17 @@ def config_folder() -> pathlib.Path:
     """`configs/` beside the package, as in a clone, or the copy that was installed inside of it."""
     beside = PACKAGE.parent / "configs"
     return beside if (beside / "default.py").is_file() else PACKAGE / "configs"
+
+
+def _about_config():
+    names = sorted({path.stem for path in config_folder().glob("[!_]*.py")} - {"default"})
+    return (
+        f"  --config=NAME[:CHOICE,...]: a Python file, or one of {', '.join(names)}.\n"
+        "    Choices: method=A+B, segmenter=, generator=, estimator=, seed=, and\n"
+        "    runlocal, which sees in a minute whether all works.\n"
+        f"  --config.FIELD=VALUE: one of the fields in {config_folder() / 'default.py'}\n"
+        "  --version"
+    )
 
 
 def _help_old_compiler():

@@ -19,18 +19,21 @@
 # would do with yours: **check**, **train**, **predict**, and look at the report. Every step is the
 # command that you would type in a terminal.
 #
-# Two minutes on a CPU; everything is small, so that it is. With your images, and half an hour, leave
-# out what is marked as small.
+# Two minutes on a CPU; everything is small, so that it is. With your images leave out `SMALL`, and with
+# the extra `pretrained` also `segmenter=unet`.
 
 # %%
-# Installs the package where it is missing; the JAX that is there stays. In Colab, SOURCE is the
-# repository's address (git+https://...); beside a clone, its folder.
+# Installs the package where it is missing; the JAX that is there stays. In Colab, set SOURCE to
+# "git+https://..." with the address of the repository; inside a clone, leave it.
 import importlib.util
+import pathlib
 import subprocess
 import sys
 
 SOURCE = ".."
 if importlib.util.find_spec("fewshotseg") is None:
+    if SOURCE == ".." and not pathlib.Path("../setup.cfg").is_file():
+        raise SystemExit("Set SOURCE in this cell to the repository's address, git+https://...")
     subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", SOURCE])
 
 # %%
@@ -38,7 +41,6 @@ import contextlib
 import io
 import json
 import os
-import pathlib
 import tempfile
 
 import matplotlib.pyplot as plt
@@ -106,10 +108,10 @@ for kind in ("images", "masks", "new"):
 IMAGES = [
     f"--config.data.folder.images_dir={FOLDER / 'images'}",
     f"--config.data.folder.masks_dir={FOLDER / 'masks'}",
-    f"--config.data.image_size={size}",
     f"--workdir={FOLDER / 'run'}",
 ]
 SMALL = [  # small, so that this takes two minutes; leave it out for images of yours
+    f"--config.data.image_size={size}",
     "--config.segmenter.unet.width=4",
     "--config.segmenter.unet.num_levels=2",
     "--config.generator.pix2pix.width=4",
@@ -124,7 +126,7 @@ SMALL = [  # small, so that this takes two minutes; leave it out for images of y
     "--config.compilation_cache=",
 ]
 CONFIG = "--config=folder:segmenter=unet,method=real_only+mixture+joint"
-fewshotseg("--mode=check", CONFIG, *IMAGES)
+fewshotseg("--mode=check", CONFIG, *IMAGES, *SMALL)
 show(FOLDER / "run" / "check" / "contact_sheet.png")
 
 # %% [markdown]

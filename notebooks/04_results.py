@@ -24,14 +24,17 @@
 # again. Only the second can support a claim about a method.
 
 # %%
-# Installs the package where it is missing; the JAX that is there stays. In Colab, SOURCE is the
-# repository's address (git+https://...); beside a clone, its folder.
+# Installs the package where it is missing; the JAX that is there stays. In Colab, set SOURCE to
+# "git+https://..." with the address of the repository; inside a clone, leave it.
 import importlib.util
+import pathlib
 import subprocess
 import sys
 
 SOURCE = ".."
 if importlib.util.find_spec("fewshotseg") is None:
+    if SOURCE == ".." and not pathlib.Path("../setup.cfg").is_file():
+        raise SystemExit("Set SOURCE in this cell to the repository's address, git+https://...")
     subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", SOURCE])
 
 # %%
@@ -39,7 +42,6 @@ import collections
 import csv
 import gzip
 import math
-import pathlib
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -67,11 +69,11 @@ for name, rows in TABLES.items():
     print(f"{name:24}{len(rows):6} rows: {', '.join(list(rows[0])[:8])}, ...")
 
 # %% [markdown]
-# ## One model per draw
+# ## One model per seed
 #
-# `fewshot.csv` has a row per run: 40 labelled images of four public data sets, three draws, four
-# methods. **These runs were made before the optimiser was mended** (see `docs/results_before.md`):
-# believe the comparisons within them, not the levels.
+# `fewshot.csv` has a row per run: 40 labelled images of four public data sets, three seeds (which divide
+# the same 40 into 32 and 8), four methods. **These runs were made before the optimiser was mended** (see
+# `docs/results_before.md`): believe the comparisons within them, not the levels.
 
 # %%
 runs = TABLES["fewshot"]
@@ -95,7 +97,7 @@ for k, method in enumerate(METHODS):
         axes[1].plot([at, at], [low, high], color=f"C{k}")
         axes[1].plot(at, spread["mean"], "o", color=f"C{k}", label=method if i == 0 else None)
 for axis, title in zip(
-    axes, ("Dice, a dot per draw", "minus real_only, 95 % over draws"), strict=True
+    axes, ("Dice, a dot per seed", "minus real_only, 95 % over seeds"), strict=True
 ):
     axis.set_xticks(range(len(datasets)), datasets)
     axis.set_title(title)
@@ -108,8 +110,8 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# An interval that contains 0 means: three draws cannot tell it from nothing. Three draws are few, and
-# Student's t says so by the width of the bars.
+# An interval that contains 0 means: three seeds cannot tell it from nothing. Three are few, and Student's
+# t says so by the width of the bars. How far other labelled images would move it is not in these rows.
 #
 # ## Longer training
 #
@@ -252,14 +254,15 @@ plt.show()
 # %% [markdown]
 # ## What the hypergradient found
 #
-# `search.csv` has the hypergradient of the mixture of four sources of pairs, once per held-out fold and
-# start, each through a whole training. Positive: more of this source raises the loss. If the folds
-# agreed, the dots of a column would lie on one side of 0; `mixture_searched` moves only on evidence,
-# and here there is none.
+# `search.csv` and `search_96px.csv` have the hypergradient of the mixture of four sources of pairs, once
+# per held-out fold and start, each through a whole training. Positive: more of this source raises the
+# loss. If the folds agreed, the dots of a column would lie on one side of 0; `mixture_searched` moves only
+# on evidence, and here there is none.
 
 # %%
 sources = ("augmented", "copy_paste", "cutmix", "colour_transfer")
-trials = TABLES["search"]
+larger = [row | {"dataset": f"{row['dataset']}, 96 px"} for row in TABLES["search_96px"]]
+trials = [*TABLES["search"], *larger]
 searched = sorted({row["dataset"] for row in trials})
 figure, axes = plt.subplots(1, len(searched), figsize=(5 * len(searched), 3), sharey=True)
 for axis, dataset in zip(np.atleast_1d(axes), searched, strict=True):
@@ -314,8 +317,8 @@ plt.show()
 #
 # Read off the rows above, and no further than they reach:
 #
-# * **Augmentation and a pretrained encoder pay** on all four data sets of `fewshot_val`, by one draw each:
-#   4 to 15 points of Dice for the first, 7 to 14 more for the second.
+# * **A pretrained encoder pays** on all four data sets of `fewshot_val`, by one draw each: 7 to 14 points
+#   of Dice over an augmented U-Net. Augmentation went with 4 to 15 at 40 labels, clearly on ulcers alone.
 # * **Several sources of synthetic pairs in equal parts** gave a few points of Dice on polyps; on
 #   ultrasound, dermoscopy and ulcers nothing that an interval tells from 0.
 # * **A generator** trained on the same forty images helps a short training on ultrasound, and a long

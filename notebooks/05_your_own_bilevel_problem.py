@@ -23,14 +23,17 @@
 # A minute on a CPU.
 
 # %%
-# Installs the package where it is missing; the JAX that is there stays. In Colab, SOURCE is the
-# repository's address (git+https://...); beside a clone, its folder.
+# Installs the package where it is missing; the JAX that is there stays. In Colab, set SOURCE to
+# "git+https://..." with the address of the repository; inside a clone, leave it.
 import importlib.util
+import pathlib
 import subprocess
 import sys
 
 SOURCE = ".."
 if importlib.util.find_spec("fewshotseg") is None:
+    if SOURCE == ".." and not pathlib.Path("../setup.cfg").is_file():
+        raise SystemExit("Set SOURCE in this cell to the repository's address, git+https://...")
     subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", SOURCE])
 
 # %%

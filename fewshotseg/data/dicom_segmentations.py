@@ -14,8 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from fewshotseg import files
-from fewshotseg.data import dicom_files, image_files
+from fewshotseg.data import dicom_files, image_files, mask_values
 from fewshotseg.errors import InputError
+from fewshotseg.labels import PLAIN, Labels
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -134,14 +135,20 @@ def slices_of(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(paths, key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)])
 
 
-def read_slices(folder: pathlib.Path, series: dicom_files.Series) -> np.ndarray:
-    """Labels as pictures: uint8 0/1 of the series' shape.
+def read_slices(
+    folder: pathlib.Path,
+    series: dicom_files.Series,
+    num_foreground_classes: int,
+    labels: Labels = PLAIN,
+) -> np.ndarray:
+    """Labels as pictures: uint8 class ids of the series' shape, read as masks of pictures are.
 
     The pictures in the order of their numbers are those of the DICOM files in the order of their names,
     as in CHAOS.
 
     Raises:
-      InputError: as many pictures as slices are not there, or one has another size.
+      InputError: as many pictures as slices are not there, one has another size, or values that are no
+        class ids.
     """
     paths = slices_of(folder)
     if len(paths) != len(series.paths):
@@ -157,10 +164,11 @@ def read_slices(folder: pathlib.Path, series: dicom_files.Series) -> np.ndarray:
                 f"{path}: the label has {mask.shape[1]} x {mask.shape[0]} pixels, but the slices have "
                 f"{series.shape[2]} x {series.shape[1]}: export the labels on the grid of the images."
             )
-        masks.append((mask > 127 if mask.max(initial=0) > 1 else mask > 0).astype(np.uint8))
+        masks.append(mask)
     by_name = sorted(range(len(paths)), key=lambda i: series.paths[i].name)
+    ids = mask_values.mask_to_class_ids(np.stack(masks), num_foreground_classes, folder, labels)
     stacked = np.empty(series.shape, np.uint8)
-    stacked[by_name] = np.stack(masks)
+    stacked[by_name] = ids
     return stacked
 
 

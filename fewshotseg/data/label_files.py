@@ -46,7 +46,7 @@ def read_labels(
         the folder of PNG slices of a series.
       image: that it belongs to.
       class_names: the foreground classes.
-      labels: which values of a NIfTI file mean what.
+      labels: which values of a NIfTI file, or of slices, mean what.
       data: what a NIfTI file holds, where that came another way; then `path` only names it in messages.
 
     Raises:
@@ -54,8 +54,10 @@ def read_labels(
     """
     known = labels
     if data is None and path.is_dir():
-        stored, known = dicom_segmentations.read_slices(path, _series_of(image.file, path)), PLAIN
-    elif path.suffix.lower() == ".dcm":
+        series = _series_of(image.file, path)
+        ids = dicom_segmentations.read_slices(path, series, len(class_names), labels)
+        return image.orientation.to_canonical(ids)
+    if path.suffix.lower() == ".dcm":
         segments, affine = dicom_segmentations.read(path, class_names)
         turn = _onto(image.file, segments.shape, affine, path, "the image")
         stored, known = turn.to_canonical(segments), PLAIN

@@ -28,13 +28,13 @@ def mask_to_class_ids(
     are the class ids 0..n.
 
     Args:
-      raw: `[H, W]` of numbers, as `read_mask` returns it.
+      raw: `[H, W]` of numbers, as `read_mask` returns it, or a stack of such.
       num_foreground_classes: n, at least 1.
       path: the file to name in messages.
       labels: which values mean what, where somebody has said so; then there may be no others.
 
     Returns:
-      uint8 `[H, W]`, 0 is background, `labels.IGNORED` counts nowhere.
+      uint8 of the same shape, 0 is background, `labels.IGNORED` counts nowhere.
 
     Raises:
       InputError: values that fit neither reading; the message lists them and the likely cause.

@@ -14,6 +14,7 @@ from scipy.spatial import distance
 from fewshotseg.data import dicom_files, label_files, volume_files
 from fewshotseg.data.sources.volumes import VolumeSource
 from fewshotseg.errors import InputError
+from fewshotseg.labels import IGNORED
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of its SWIG types
@@ -222,6 +223,26 @@ def test_the_layout_of_chaos_and_labels_as_nifti(tmp_path):
         InputError, match="voxels of the labels are 2 x 0.7 x 0.9 mm.* 2 x 0.7 x 1 mm"
     ):
         VolumeSource(str(tmp_path / "mine"), class_names=("liver",))
+
+
+def test_slices_of_several_classes(tmp_path):
+    values = make_values()
+    ids = (values == 1500).astype(np.uint8)
+    ids[:, :, -1] = 2
+    place = tmp_path / "1"
+    write_series(place / "DICOM_anon", values, shuffled=False)
+    (place / "Ground").mkdir()
+    for i, plane in enumerate(ids):
+        Image.fromarray(plane).save(place / "Ground" / f"{i:03d}.png")
+    organs = dict(class_names=("liver", "kidney"), minimum_cases=1)
+    case = VolumeSource(str(tmp_path), **organs).load("1")
+    assert {int(k): int((case.mask == k).sum()) for k in (1, 2)} == {
+        k: int((ids == k).sum()) for k in (1, 2)
+    }
+    legend = VolumeSource(str(tmp_path), **organs, class_ids=(0, 1, 3), ignore_id=2).load("1")
+    assert (legend.mask == IGNORED).sum() == (ids == 2).sum()
+    with pytest.raises(InputError, match="Ground: expected a mask of one class.* name all classes"):
+        VolumeSource(str(tmp_path), class_names=("liver",), minimum_cases=1).load("1")
 
 
 def test_the_real_ct(shared_data):
