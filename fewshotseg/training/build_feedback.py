@@ -10,7 +10,7 @@ import numpy as np
 
 from fewshotseg import errors
 from fewshotseg.data import batches, canvas, cases, folds, tiles
-from fewshotseg.genseg import losses, reward
+from fewshotseg.genseg import levels, losses, reward
 from fewshotseg.methods import Method
 from fewshotseg.models import factory
 from fewshotseg.runs import ratings as store
@@ -28,6 +28,18 @@ class Listening(NamedTuple):
     arrays: tuple[Mapping[str, Any], Mapping[str, Any]]
 
 
+class Trials(NamedTuple):
+    """The trainings that choose how far a method listens.
+
+    Attributes:
+      number: of them, at most; 0 where there is no choice.
+      num_steps: of one; 0: as many as the training has.
+    """
+
+    number: int
+    num_steps: int
+
+
 class Choice(NamedTuple):
     """What a method makes of the ratings, and what is said about it.
 
@@ -38,6 +50,13 @@ class Choice(NamedTuple):
 
     feedback: Feedback | None
     record: dict[str, Any]
+
+
+def rating_trials(config) -> Trials:
+    """Those of one method."""
+    fields = config.feedback
+    number = len(fields.betas) * fields.num_starts if len(fields.betas) > 1 else 0
+    return Trials(number, fields.num_steps)
 
 
 def create_pool(config, number_of_cases: int, num_sources: int) -> batches.Pool:
@@ -121,7 +140,14 @@ def create_feedback(
             weights = np.array([known["weights"][source] for source in method.sources])
         else:
             weights, counts = feedback.weigh_pool(
-                maker, players or {}, theta, ratings, fitted, config.feedback.pool_size, SEED
+                maker,
+                players or {},
+                theta,
+                ratings,
+                fitted,
+                data.split.train,
+                config.feedback.pool_size,
+                SEED,
             )
 
         def listening(beta):
@@ -182,7 +208,9 @@ def _describe(fitted: fit_reward.Fitted) -> dict[str, Any]:
 def _further_fold(config, data):
     """Positions of the validation cases for the outer loss of a trial, and of those that judge it."""
     try:
-        return folds.divide(data.survey, data.split.validation, 2, config.seed)
+        return folds.divide(
+            data.survey, data.split.validation, 2, config.seed, config.data.look_alike
+        )
     except errors.InputError as error:
         raise errors.InputError(
             f"feedback.betas is {tuple(config.feedback.betas)}: to choose among them takes two independent "
@@ -210,16 +238,16 @@ def _trial(config, data, spec, name, players, theta, further, create_training):
             while step < stage.num_steps:
                 state, _, taken = stage.advance(state, step)
                 step += taken
-            segmenter = state.players["segmenter"]
-            weights = segmenter.params if segmenter.average is None else segmenter.average
-            of_starts.append(_losses(stage.segment(weights, held_out["image"]), held_out["mask"]))
+            weights = levels.average_of(state.players["segmenter"])
+            probabilities = stage.segment(weights, held_out["image"])
+            of_starts.append(_losses(probabilities, held_out["mask"], config.loss.overlap))
         return np.mean(of_starts, 0)
 
     return run
 
 
-def _losses(probabilities, masks):
+def _losses(probabilities, masks, overlap):
     """The validation loss per case, from probabilities `[N, *spatial, K]`."""
     p = jnp.clip(jnp.asarray(probabilities), 1e-7, 1 - 1e-7)
     logits = jnp.log(p) - jnp.log1p(-p) if p.shape[-1] == 1 else jnp.log(p)
-    return np.asarray(losses.segmentation_loss(logits, jnp.asarray(masks)), np.float64)
+    return np.asarray(losses.segmentation_loss(logits, jnp.asarray(masks), overlap), np.float64)

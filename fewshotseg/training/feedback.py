@@ -21,11 +21,12 @@ import numpy as np
 
 from fewshotseg import errors, pictures
 from fewshotseg.data import batches, image_files
+from fewshotseg.genseg import pair_sources
 from fewshotseg.genseg.reward import Reward
 from fewshotseg.runs import ratings as store
 from fewshotseg.training import fit_reward, pool_pairs
 
-SAME = 0.995  # share of the pixels in which the mask that was rated and that of the pool agree
+SAME = 0.05  # share of the pixels of both objects by which two masks of one pair may differ
 
 
 class Ratings(NamedTuple):
@@ -78,7 +79,8 @@ def load(
       size: of the network.
       channels: 1 or 3.
       real: image in [-1, 1] and mask of every training case by id: hidden real images are not copied, and
-        answers about other cases are left out.
+        answers about other cases, and about pairs made of others, are left out: those may be what this run
+        validates or tests on.
 
     Raises:
       InputError: there is no file, no answer in it, or a picture is missing or of another size.
@@ -89,13 +91,12 @@ def load(
             f"feedback.file is {str(path)!r}: there is no such file; --mode=review writes RUN/"
             f"{store.FOLDER}/{store.FILE}."
         )
-    rows = [
-        row
-        for row in store.active(store.read(path))
-        if row["kind"] != "real" or row["cases"][0] in real
-    ]
+    rows = [row for row in store.active(store.read(path)) if {*row["cases"]} <= real.keys()]
     if not rows:
-        raise errors.InputError(f"feedback.file is {str(path)!r}: there is no answer in it.")
+        raise errors.InputError(
+            f"feedback.file is {str(path)!r}: no answer in it is about training cases of this run or pairs "
+            "made of them."
+        )
     read = {}
 
     def pair(name):
@@ -188,14 +189,15 @@ def weigh_pool(
     theta,
     ratings: Ratings,
     fitted: fit_reward.Fitted | None,
+    ids: Sequence[str],
     size: int,
     seed: int,
 ) -> tuple[np.ndarray, dict[str, int]]:
     """The weight of every number of a pool for every source.
 
-    It is R of the pair that the source makes of it now, or 1 where there is no R; and 0 of a number whose
-    mask people rejected: their mean answer is below a half. Ratings of other cases, which have other
-    masks, count in R alone.
+    It is R of the pair that the source makes of it now, or 1 where there is no R; and 0 of a number that
+    people rejected, if it is made of the same cases now and has the mask that they saw: their mean answer
+    is below a half. Other ratings count in R alone.
 
     Args:
       maker: of the pairs.
@@ -203,6 +205,7 @@ def weigh_pool(
       theta: likewise.
       ratings: from `load`.
       fitted: from `fit`.
+      ids: of the training cases, in the order of the maker's arrays.
       size: numbers in the pool, M.
       seed: of the pool.
 
@@ -234,10 +237,13 @@ def weigh_pool(
         pairs = maker.pairs(source, players, theta, numbers)
         if fitted:
             weights[s] = fit_reward.accepted(fitted.reward, pairs.images, pairs.masks)
-        masks = dict(zip(numbers.tolist(), pairs.masks, strict=True))
+        made = dict(
+            zip(numbers.tolist(), zip(pairs.masks, pairs.provenance, strict=True), strict=True)
+        )
         for number in rated:
-            stored = ratings.masks[places[source, number]]
-            if (stored == masks[number]).mean() < SAME:
+            place, (mask, went_in) = places[source, number], made[number]
+            cases = {ids[i] for i in went_in if i != pair_sources.NO_CASE}
+            if cases != {*ratings.rows[place]["cases"]} or not _same(ratings.masks[place], mask):
                 counts["elsewhere"] += len(answers[source, number])
                 continue
             rejected = np.mean(answers[source, number]) < 0.5
@@ -250,6 +256,11 @@ def weigh_pool(
                 "feedback.pool_size, or leave this source out of pairs.sources."
             )
     return weights, counts
+
+
+def _same(mask, other):
+    """Whether two masks show the same objects, but for the rounding of another machine."""
+    return (mask != other).sum() <= SAME * ((mask > 0) | (other > 0)).sum()
 
 
 class Decision(NamedTuple):
@@ -274,11 +285,19 @@ def choose_beta(betas: Sequence[float], run: Callable[[float], np.ndarray]) -> D
     Args:
       betas: a single one is taken as it is; of several, one is 0.
       run: beta -> losses per case `[N]` of a training that listens so far, mean over starts.
+
+    Raises:
+      InputError: a training diverged.
     """
     if len(betas) == 1:
         return Decision(float(betas[0]), {}, float("nan"), float("nan"))
     found = {float(beta): np.asarray(run(beta), np.float64) for beta in sorted(betas)}
     losses = {beta: float(values.mean()) for beta, values in found.items()}
+    if diverged := [beta for beta, loss in losses.items() if not np.isfinite(loss)]:
+        raise errors.InputError(
+            f"the trial of feedback.betas={diverged[0]:g} diverged: lower optim.learning_rate, or give one "
+            "beta, which is not tried."
+        )
     best = min((beta for beta in losses if beta), key=losses.get)
     change = found[best] - found[0.0]
     difference, error = float(change.mean()), float(change.std(ddof=1) / len(change) ** 0.5)

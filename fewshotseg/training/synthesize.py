@@ -31,6 +31,7 @@ def synthesize(config, workdir: pathlib.Path, output: pathlib.Path, num: int) ->
 
     Pairs are what the segmenter of the method saw beside real ones, without the intensity jitter: new
     masks are augmented masks of training cases. The sources have the shares that the run found for them.
+    They are drawn anew: what ratings made rarer among those it trained on comes as often as the rest.
 
     Args:
       config: of the run; `config.predict.method` may name a method, else its last one with synthetic

@@ -1,6 +1,7 @@
 """Ratings in a training: the sampler, the outer loss, corrected pairs, the choice of beta, and resuming."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import tiny
 import toy_config
 
 from fewshotseg import errors, figures, files
+from fewshotseg.genseg import pair_sources
 from fewshotseg.models import factory
 from fewshotseg.runs import ratings as store
 from fewshotseg.training import build, build_feedback, build_pairs, build_parts, feedback
@@ -49,7 +51,7 @@ def _row(i, name, mask, source, number, answer, **more):
     return {
         "id": f"{i:04d}", "time": "2026-01-01T00:00:00Z", "rater": "ann", "item": f"i{i}",
         "kind": "synthetic", "pair": name, "mask": store.hash_arrays(mask), "source": source,
-        "number": number, "seed": 0, "cases": ["c"], "answer": answer, "tags": [], "ms": 900, **more,
+        "number": number, "seed": 0, "answer": answer, "tags": [], "ms": 900, **more,
     }  # fmt: skip
 
 
@@ -59,12 +61,14 @@ def write_ratings(folder, config, experiment, judge, numbers=range(NUMBER)):
     i = 0
     for source in maker.sources:
         pairs = maker.pairs(source, {}, parts.theta, np.array(numbers))
-        for number, image, mask in zip(numbers, pairs.images, pairs.masks, strict=True):
+        ids = experiment.data.split.train
+        for number, image, mask, made_of in zip(numbers, *pairs, strict=True):
             pixels = np.rint((np.clip(image, -1, 1) + 1) * 127.5).astype(np.uint8)
             name = store.hash_arrays(pixels, mask)
             figures.save_image(pixels, folder / "images" / f"synthetic_{name}.png")
             figures.save_image(mask, folder / "masks" / f"synthetic_{name}.png")
-            row = _row(i, name, mask, source, number, judge(source, number, mask))
+            cases = [ids[j] for j in made_of if j != pair_sources.NO_CASE]
+            row = _row(i, name, mask, source, number, judge(source, number, mask), cases=cases)
             store.append(folder / store.FILE, row)
             i += 1
     return folder / store.FILE
@@ -200,6 +204,9 @@ def test_beta_is_0_unless_it_helps_on_the_cases_held_out():
     luck = {**losses, 0.3: [2.0, 2.0, 1.9], 1.0: [1, 2, 3.2]}  # better on one of three cases
     assert feedback.choose_beta((0.0, 0.3, 1.0), lambda beta: luck[beta]).beta == 0
     assert feedback.choose_beta((0.5,), None).beta == 0.5
+    diverged = {**losses, 0.3: [np.nan, 2.0, 1.0]}
+    with pytest.raises(errors.InputError, match="feedback.betas=0.3 diverged"):
+        feedback.choose_beta((0.0, 0.3, 1.0), lambda beta: diverged[beta])
 
 
 def test_trials_are_judged_on_cases_that_the_outer_loss_does_not_see(path):
@@ -231,18 +238,47 @@ def test_a_run_goes_on_with_the_weights_it_began_with(path, tmp_path, capsys):
         train_lib.weigh_ratings(experiment, "mixture_learned", tmp_path / "m")
 
 
-def test_ratings_of_other_cases_count_for_the_model_alone(path, experiment):
+def test_of_ratings_of_another_run_those_of_our_cases_count_and_not_for_the_pool(path):
     other = make_config(path)
     other.seed = 1  # another split, other masks
-    found = build.build(other).feedback("mixture_learned", None)
-    assert found.record["pool"]["elsewhere"] > 30 and found.record["reward"]
+    experiment = build.build(other)
+    ours = set(experiment.data.split.train)
+    found = experiment.feedback("mixture_learned", None)
+    rows = [row for row in store.read(path) if {*row["cases"]} <= ours]
+    assert 0 < len(rows) < 2 * NUMBER and found.record["ratings"] == len(rows)
+    counts = found.record["pool"]
+    assert counts["elsewhere"] > 0 and sum(counts.values()) == len(rows)
+
+
+def test_corrected_pairs_of_cases_that_are_tested_on_are_left_out(path, tmp_path, experiment):
+    """Their pixels are those of the test image."""
+    for part in ("images", "masks"):
+        shutil.copytree(path.parent / part, tmp_path / part)
+    rows = store.read(path)
+    foreign = {**rows[0], "cases": [experiment.data.split.test[0]], "answer": store.CORRECTED}
+    foreign["label"] = rows[1]["pair"]
+    for row in (foreign, *rows[1:]):
+        store.append(tmp_path / store.FILE, row)
+    found = build.build(make_config(tmp_path / store.FILE)).feedback("mixture_learned", None)
+    assert found.record["corrected"] == 0 and found.record["ratings"] == 2 * NUMBER - 1
+
+
+def test_small_objects_at_other_places_are_other_pairs():
+    first, second = np.zeros((2, 96, 96), np.uint8)
+    first[:4, :5], second[50:54, 50:55] = 1, 1
+    assert feedback._same(first, first) and not feedback._same(first, second)
+    large = np.zeros((96, 96), np.uint8)
+    large[10:60, 10:60] = 1
+    rounded = large.copy()
+    rounded[10, 10:60] = 0
+    assert feedback._same(large, rounded)
 
 
 def test_what_is_refused(path, tmp_path):
     with pytest.raises(errors.InputError, match="feedback.file is .*there is no such file"):
         build.build(make_config(tmp_path / "none.jsonl"))
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(errors.InputError, match="there is no answer in it"):
+    with pytest.raises(errors.InputError, match="no answer in it is about"):
         build.build(make_config(tmp_path / "empty.jsonl"))
     (tmp_path / store.FILE).write_bytes(path.read_bytes())
     with pytest.raises(errors.InputError, match="is missing: the pictures belong to the file"):
