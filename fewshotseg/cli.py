@@ -226,7 +226,7 @@ def _peek(argv, **defaults):
 def _choose_config(name, mode, workdir):
     from fewshotseg.runs import folder
 
-    if name is None and mode in CONTINUE and workdir and folder.is_trained(pathlib.Path(workdir)):
+    if name is None and mode in CONTINUE and workdir and folder.is_begun(pathlib.Path(workdir)):
         config = folder.restore_config(pathlib.Path(workdir), load_config("default"))
         print(f"Configuration: that of {workdir}", flush=True)
         return config

@@ -255,9 +255,9 @@ plt.show()
 # ## What the hypergradient found
 #
 # `search.csv` and `search_96px.csv` have the hypergradient of the mixture of four sources of pairs, once
-# per held-out fold and start, each through a whole training. Positive: more of this source raises the
-# loss. If the folds agreed, the dots of a column would lie on one side of 0; `mixture_searched` moves only
-# on evidence, and here there is none.
+# per held-out fold and start, each through a whole training. A dot is a fold, its starts averaged.
+# Positive: more of this source raises the loss. If the folds agreed, the dots of a column would lie on one
+# side of 0; `mixture_searched` moves only on evidence, and here there is none.
 
 # %%
 sources = ("augmented", "copy_paste", "cutmix", "colour_transfer")
@@ -267,7 +267,10 @@ searched = sorted({row["dataset"] for row in trials})
 figure, axes = plt.subplots(1, len(searched), figsize=(5 * len(searched), 3), sharey=True)
 for axis, dataset in zip(np.atleast_1d(axes), searched, strict=True):
     for i, source in enumerate(sources):
-        values = np.array([float(r[source]) for r in trials if r["dataset"] == dataset])
+        folds = collections.defaultdict(list)
+        for row in (r for r in trials if r["dataset"] == dataset):
+            folds[row["fold"]].append(float(row[source]))
+        values = np.array([np.mean(starts) for starts in folds.values()])
         low, high = statistics.summarise_seeds(values)["ci95"]
         axis.plot(i + np.linspace(-0.15, 0.15, len(values)), values, ".", color=f"C{i}")
         axis.plot([i, i], [low, high], color="black")

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import sys
 
 import jax
@@ -81,6 +82,15 @@ def test_the_folder_of_a_run_suffices(mode, trained):
     again = json.loads(values.config.to_json())
     again["evaluate"]["threshold"] = 0.5
     assert again == run_folder.read_config(trained)
+
+
+def test_a_search_that_was_stopped_goes_on_without_a_configuration(trained):
+    shutil.rmtree(trained / "real_only", ignore_errors=True)
+    for checkpoints in trained.glob("*/checkpoints"):
+        shutil.rmtree(checkpoints)
+    (trained / "mixture_searched").mkdir()
+    (trained / "mixture_searched" / "search.json").write_text('{"trials": []}')
+    assert parse(f"--workdir={trained}").config.seed == 5
 
 
 def test_a_configuration_that_is_given_counts(trained):

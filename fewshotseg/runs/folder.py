@@ -26,7 +26,7 @@ PACKAGES = ("fewshotseg", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 
 
 def write(config, workdir: pathlib.Path) -> None:
-    """Writes config.json and environment.json: from the first checkpoint on, they bind the folder.
+    """Writes config.json and environment.json: from the first work that is kept on, they bind the folder.
 
     `train.num_steps` may be larger than that of the run: training then goes on, which is printed and
     noted in continued.json, and what has been evaluated counts as not evaluated.
@@ -34,7 +34,7 @@ def write(config, workdir: pathlib.Path) -> None:
     Raises:
       InputError: the folder holds a run of another configuration.
     """
-    if is_trained(workdir):
+    if is_begun(workdir):
         check_same(config, workdir, may_grow=True)
         _reopen(config, workdir)
     files.write_json(workdir / "config.json", json.loads(config.to_json()))
@@ -44,6 +44,11 @@ def write(config, workdir: pathlib.Path) -> None:
 def is_trained(workdir: pathlib.Path) -> bool:
     """Whether anything trained in this folder has been kept."""
     return any(checkpoint.has_checkpoint(path) for path in workdir.glob("*/checkpoints"))
+
+
+def is_begun(workdir: pathlib.Path) -> bool:
+    """Whether anything has been kept that a training goes on from: a checkpoint, or a trial of a search."""
+    return is_trained(workdir) or any(workdir.glob("*/search.json"))
 
 
 def check_same(config, workdir: pathlib.Path, may_grow: bool = False) -> None:
@@ -85,8 +90,9 @@ def _reopen(config, workdir):
             f"The {config[curved[0]].schedule} schedule of {' and '.join(curved)} now ends at {now}, "
             f"so the result is not that of {now} steps in one go."
             if curved
-            else f"The schedules are constant: the result is that of {now} steps in one go."
-        ),
+            else f"The schedules are constant{_cut_short(config, before)}."
+        )
+        + (" Searches are not repeated." if any(workdir.glob("*/search.json")) else ""),
         flush=True,
     )
     path = workdir / "continued.json"
@@ -94,6 +100,12 @@ def _reopen(config, workdir):
     files.write_json(path, [*history, {"from": before, "to": now}])
     for summary in workdir.glob("*/evaluation/*/summary.json"):  # written last: says "done"
         summary.unlink()
+
+
+def _cut_short(config, before):
+    if config.outer.num_inner_steps == 1 or before % config.outer.every == 0:
+        return f": the result is that of {config.train.num_steps} steps in one go"
+    return f", but an outer step was cut short at {before}, so the result is not that of one go"
 
 
 def restore_config(workdir: pathlib.Path, template):

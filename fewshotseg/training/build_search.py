@@ -14,11 +14,15 @@ from fewshotseg.training import build_pairs, build_parts, cross_fit, search, sta
 
 
 def search_fields(config) -> dict[str, Any]:
-    """The fields of `config.cross_fit`, the number of steps of a trial and of sources to choose from."""
+    """The fields of `config.cross_fit`, the number of steps of a trial and of sources to choose from.
+
+    Beside them 'shrinks': whether trials are as long as the training.
+    """
     fields = config.cross_fit.to_dict()
     num_components = len(config.pairs.sources) if "mixture" in fields["variables"] else 0
     num_steps = fields["num_steps"] or config.train.num_steps
-    return {**fields, "num_steps": num_steps, "num_components": num_components}
+    more = {"num_components": num_components, "shrinks": not fields["num_steps"]}
+    return {**fields, **more, "num_steps": num_steps}
 
 
 def make_cheaper(segmenter, width, frozen_encoder):
@@ -30,7 +34,7 @@ def make_cheaper(segmenter, width, frozen_encoder):
     segmenter.unet.width = min(segmenter.unet.width, narrow(segmenter.unet.width))
     encoder = segmenter.efficient_unet
     encoder.widths = tuple(min(channels, narrow(channels)) for channels in encoder.widths)
-    if frozen_encoder:
+    if frozen_encoder and encoder.weights:  # drawn ones have to be trained
         encoder.trained = "frozen"
     for network in (segmenter.deeplab, segmenter.swin_unet):
         if network.weights:  # whose widths are those of the file
@@ -80,6 +84,7 @@ def create_search(
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.train.num_steps = fields["num_steps"]
+        config.optim.warmup_steps = min(config.optim.warmup_steps, fields["num_steps"] - 1)
         config.outer.gradient = "reverse"  # the others bar forward mode
         make_cheaper(config.segmenter, fields["width_share"], fields["frozen_encoder"])
     networks = build_parts.create_networks(config, spec, method)
@@ -132,7 +137,9 @@ def create_search(
         init,
         draw,
         arrays,
-        folds.divide(data.survey, labelled, fields["num_folds"], config.seed),
+        folds.divide(
+            data.survey, labelled, fields["num_folds"], config.seed, config.data.look_alike
+        ),
         parts.theta,
         num_steps=fields["num_steps"],
         num_starts=fields["num_starts"],

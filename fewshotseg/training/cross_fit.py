@@ -119,7 +119,7 @@ def create_problem(
         jax.block_until_ready(train(theta, 0, 0, differentiate, few)[1])
         return few
 
-    return search.Problem(theta, len(folds), num_starts, run, describe, warm_up)
+    return search.Problem(theta, len(folds), num_starts, run, describe, warm_up, num_steps)
 
 
 def of_average(outer_loss: Callable) -> Callable:
@@ -127,9 +127,8 @@ def of_average(outer_loss: Callable) -> Callable:
 
     def loss(state, theta, batch):
         segmenter = state["segmenter"]
-        if segmenter.average is not None:
-            state = {**state, "segmenter": segmenter.replace(params=segmenter.average)}
-        return outer_loss(state, theta, batch)
+        predicting = segmenter.replace(params=levels.average_of(segmenter))
+        return outer_loss({**state, "segmenter": predicting}, theta, batch)
 
     return loss
 

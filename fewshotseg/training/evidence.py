@@ -4,6 +4,7 @@ A hypergradient from a few validation images is mostly noise: it has a sign for 
 whether there is anything to learn or not. Folds give several of each; where their mean is not clearly
 different from 0, the outer variable stays where it is.
 
+Trainings of one fold from several starts are judged by the same cases: their mean is what counts as one.
 The training sets of two folds have most of their cases in common, so their hypergradients are not quite
 independent, and the p values are a little too small. They are adjusted for the number of outer variables
 (Holm), which errs the other way.

@@ -53,6 +53,7 @@ class Problem:
       run: `(theta, fold, start, differentiate) -> Trial`.
       describe: theta -> outer variables in use, by name and component, for people.
       warm_up: `differentiate -> number of steps`, takes a few steps of a trial, to compile and time them.
+      num_steps: of a trial, for the record.
       mixtures: names of the outer variables that are logits of shares, one of which can be all there is.
     """
 
@@ -62,6 +63,7 @@ class Problem:
     run: Callable[[Theta, int, int, bool], Trial]
     describe: Callable[[Theta], Mapping[str, Mapping[str, float]]] = lambda theta: {}
     warm_up: Callable[[bool], int] = lambda differentiate: 0
+    num_steps: int = 0
     mixtures: tuple[str, ...] = ("mixture",)
 
 
@@ -74,14 +76,15 @@ class Journal:
 
     def __init__(self, path: pathlib.Path):
         self._path = path
-        self._done = json.loads(path.read_text())["trials"] if path.exists() else []
+        record = json.loads(path.read_text()) if path.exists() else {"trials": []}
+        self._done, self._finished = record["trials"], "theta" in record
         self._next = 0
 
     def trials(self, problem: Problem, theta: Theta, differentiate: bool = False) -> list[Trial]:
         """A trial per fold and start at one theta; those of an earlier process are not done again.
 
         Raises:
-          InputError: the file has the trials of another search.
+          InputError: the file has the trials of another search, or a trial is not finite.
         """
         pairs = [(i, j) for j in range(problem.num_starts) for i in range(problem.num_folds)]
         return [self._trial(problem, theta, *pair, differentiate) for pair in pairs]
@@ -92,15 +95,18 @@ class Journal:
 
     def _trial(self, problem, theta, fold, start, differentiate):
         asked = {"theta": as_lists(theta), "fold": fold, "start": start}
+        if not self._finished:  # what was found is kept where a training goes on for more steps
+            asked["num_steps"] = problem.num_steps
         if self._next < len(self._done):
             row = self._done[self._next]
-            if any(row[key] != value for key, value in asked.items()):
+            if any(row.get(key) != value for key, value in asked.items()):
                 raise errors.InputError(
                     f"{self._path} has the trials of another search: use another --workdir, or delete it."
                 )
         else:
             began = time.perf_counter()
             found = problem.run(theta, fold, start, differentiate)
+            _check_finite(found, fold, start)
             gradient = None if found.gradient is None else as_lists(found.gradient)
             row = {**asked, "loss": float(found.loss), "gradient": gradient}
             row["seconds"] = time.perf_counter() - began
@@ -113,6 +119,15 @@ class Journal:
     def _write(self, record):
         if jax.process_index() == 0:
             files.write_json(self._path, {**record, "trials": self._done})
+
+
+def _check_finite(trial: Trial, fold: int, start: int) -> None:
+    numbers = [trial.loss, *jax.tree.leaves(trial.gradient)]
+    if not all(np.isfinite(x).all() for x in numbers):
+        raise errors.InputError(
+            f"the trial of fold {fold + 1}, start {start + 1} diverged: its loss or hypergradient is not "
+            "finite. Lower optim.learning_rate or shorten cross_fit.num_steps, in another --workdir."
+        )
 
 
 def as_lists(theta: Theta) -> Any:
@@ -146,7 +161,7 @@ def by_hypergradient(
     theta, rounds = problem.theta, []
     for number in range(num_rounds):
         trials = journal.trials(problem, theta, differentiate=True)
-        found = evidence.weigh([trial.gradient for trial in trials])
+        found = evidence.weigh(_by_fold(trials, problem.num_folds))
         after = evidence.step(theta, found, rate=rate / 2**number, level=level)
         row = {"theta": as_lists(theta), "losses": [trial.loss for trial in trials]}
         rounds.append(row | {name: as_lists(x) for name, x in found._asdict().items()})
@@ -154,6 +169,12 @@ def by_hypergradient(
             break
         theta = after
     return theta, rounds
+
+
+def _by_fold(trials, num_folds):
+    """Hypergradients of the folds: starts of one share the cases held out, and are one witness."""
+    of_fold = [[trial.gradient for trial in trials[i::num_folds]] for i in range(num_folds)]
+    return [jax.tree.map(lambda *g: np.mean(g, 0, np.float64), *found) for found in of_fold]
 
 
 def by_choice(problem: Problem, journal: Journal) -> tuple[Theta, list]:

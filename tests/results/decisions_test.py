@@ -9,7 +9,11 @@ _RECORD = {
     "before": {"mixture": {"augmented": 0.25, "copy_paste": 0.25, "cutmix": 0.25, "tint": 0.25}},
     "after": {"mixture": {"augmented": 0.62, "copy_paste": 0.02, "cutmix": 0.18, "tint": 0.18}},
     "rounds": [
-        {"t": {"mixture": [-4.2, 3.6, 0.1, -0.4]}, "p": {"mixture": [0.04, 0.05, 1.0, 1.0]}},
+        {
+            "mean": {"mixture": [-0.3, 0.2, 0.1, -0.1]},
+            "t": {"mixture": [-4.2, 3.6, 0.1, -0.4]},
+            "p": {"mixture": [0.04, 0.05, 1.0, 1.0]},
+        },
         {"t": {"mixture": [0.0, 0.0, 0.0, 0.0]}, "p": {"mixture": [1.0, 1.0, 1.0, 1.0]}},
     ],
     "level": 0.1,
@@ -34,6 +38,12 @@ def test_every_source_has_a_row_with_its_evidence_and_what_it_means(tmp_path):
     assert "better with more of it" in good[5]
     assert bad[:3] == ("mixture: copy paste", "25 %", "2 %") and "worse with more" in bad[5]
     assert "what the others left" in rest[5]
+
+
+def test_folds_that_all_say_the_same_have_an_infinite_t(tmp_path):
+    first = _RECORD["rounds"][0] | {"t": {"mixture": [None, 3.6, 0.1, -0.4]}}  # as JSON has it
+    table = decisions.decision_table([_run(tmp_path, {**_RECORD, "rounds": [first]})])
+    assert table.rows[0][4] == "∞" and "better with more of it" in table.rows[0][6]
 
 
 def test_no_evidence_is_said(tmp_path):

@@ -85,6 +85,17 @@ def test_nothing_binds_before_something_is_trained(config, tmp_path):
     assert run_files.read_config(tmp_path)["data"]["folder"]["images_dir"] == "images"
 
 
+def test_trials_of_a_search_bind_before_the_first_checkpoint(config, tmp_path):
+    run_files.write(config, tmp_path)
+    assert not run_files.is_begun(tmp_path)
+    (tmp_path / "mixture_searched").mkdir()
+    (tmp_path / "mixture_searched" / "search.json").write_text('{"trials": []}')
+    assert run_files.is_begun(tmp_path) and not run_files.is_trained(tmp_path)
+    config.seed += 1
+    with pytest.raises(InputError, match="other settings .seed"):
+        run_files.write(config, tmp_path)
+
+
 def test_training_goes_on_with_more_steps(config, tmp_path, capsys):
     write_trained(config, tmp_path)
     config.train.num_steps = 40
@@ -110,6 +121,15 @@ def test_with_constant_schedules_more_steps_are_steps_in_one_go(config, tmp_path
     config.train.num_steps = 40
     run_files.write(config, tmp_path)
     assert "that of 40 steps in one go" in capsys.readouterr().out
+
+
+def test_an_outer_step_that_was_cut_short_is_told(config, tmp_path, capsys):
+    config.optim.schedule = "constant"
+    config.outer.num_inner_steps = config.outer.every = 8  # of which 20 is no multiple
+    write_trained(config, tmp_path)
+    config.train.num_steps = 40
+    run_files.write(config, tmp_path)
+    assert "an outer step was cut short at 20" in capsys.readouterr().out
 
 
 def test_methods_of_one_run_have_equal_steps(config, tmp_path):

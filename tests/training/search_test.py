@@ -1,5 +1,6 @@
 """The strategies of the search on problems whose answer is known, and their journal."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -84,6 +85,55 @@ def test_interrupted_search_ends_the_same_and_repeats_no_trial(strategy, tmp_pat
     assert rest.calls == whole.calls - 7
     np.testing.assert_array_equal(theta["mixture"], expected["mixture"])
     assert theta["mixture"].dtype == expected["mixture"].dtype
+
+
+def test_a_trial_that_diverges_is_no_evidence(tmp_path):
+    path = tmp_path / "search.json"
+
+    def run(theta, fold, start, differentiate):
+        loss = float("nan") if fold == 1 and not differentiate else 1.0
+        return search.Trial(loss, {"mixture": np.array([0.0, np.inf if fold == 2 else 1.0])})
+
+    problem = search.Problem({"mixture": np.zeros(2, np.float32)}, 5, 1, run)
+    for strategy, done, fold in (("hypergradient", 2, 3), ("choice", 1, 2)):
+        path.unlink(missing_ok=True)
+        with pytest.raises(errors.InputError, match=f"fold {fold}, start 1 diverged"):
+            search.run(strategy, problem, FIELDS, path, seed=0)
+        assert search.num_done(path) == done
+
+
+def test_starts_of_one_fold_are_one_witness(tmp_path):
+    """Nothing to learn, folds that differ more than their starts: it moves as rarely as with one start."""
+    tries, moves = 200, 0
+    for number in range(tries):
+
+        def run(theta, fold, start, differentiate, number=number):
+            of_fold = np.random.default_rng([number, fold]).normal(size=4)
+            of_start = 0.3 * np.random.default_rng([number, fold, start]).normal(size=4)
+            return search.Trial(0.0, {"mixture": of_fold + of_start})
+
+        problem = search.Problem({"mixture": np.zeros(4, np.float32)}, 5, 4, run)
+        path = tmp_path / f"{number}.json"
+        found = search.run("hypergradient", problem, FIELDS | {"num_rounds": 1}, path, seed=0)
+        moves += bool(found["mixture"].any())
+    assert moves / tries < 0.1 + 2 * np.sqrt(0.1 * 0.9 / tries)
+
+
+def test_trials_of_another_length_are_refused_until_the_search_is_done(tmp_path):
+    path = tmp_path / "search.json"
+    fields = FIELDS | {"num_rounds": 1}
+
+    def problem(num_steps, fails_at=None):
+        quadratic = _Quadratic([1.0, 0.0], fails_at=fails_at)
+        return dataclasses.replace(quadratic.problem, num_steps=num_steps)
+
+    with pytest.raises(KeyboardInterrupt):
+        search.run("hypergradient", problem(10, fails_at=2), fields, path, seed=0)
+    with pytest.raises(errors.InputError, match="another search"):
+        search.run("hypergradient", problem(20), fields, path, seed=0)
+    found = search.run("hypergradient", problem(10), fields, path, seed=0)
+    again = search.run("hypergradient", problem(20, fails_at=0), fields, path, seed=0)
+    np.testing.assert_array_equal(found["mixture"], again["mixture"])
 
 
 def test_trials_of_another_search_are_refused(tmp_path):

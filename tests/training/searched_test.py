@@ -44,6 +44,35 @@ def test_the_segmenter_of_a_search_is_a_cheaper_one():
     assert config.segmenter.efficient_unet.widths == (32, 24, 16, 8, 8)
     assert config.segmenter.efficient_unet.trained == "frozen"
     assert config.segmenter.unet.width == 4  # that of the toy experiment is less than 8 already
+    config.segmenter.efficient_unet.weights, config.segmenter.efficient_unet.trained = (
+        "",
+        "finetune",
+    )
+    build_search.make_cheaper(config.segmenter, 0.25, True)
+    assert (
+        config.segmenter.efficient_unet.trained == "finetune"
+    )  # drawn weights learn, or are noise
+
+
+def test_a_trial_may_be_shorter_than_the_warm_up_and_folds_know_the_look_alikes_of_the_run(
+    monkeypatch,
+):
+    fields = {"cross_fit.num_steps": 3, "optim.warmup_steps": 10, "data.look_alike": 1.0}
+    seen = []
+    create, divide = build_parts.create_parts, build_search.folds.divide
+    monkeypatch.setattr(
+        build_parts,
+        "create_parts",
+        lambda config, *args, **more: (
+            seen.append(config.optim.warmup_steps) or create(config, *args, **more)
+        ),
+    )
+    monkeypatch.setattr(
+        build_search.folds, "divide", lambda *args: seen.append(args[4]) or divide(*args[:4])
+    )
+    experiment = build.build(_config(**fields))
+    assert experiment.search("mixture_chosen").num_steps == 3
+    assert seen == [2, 1.0]
 
 
 def test_the_training_keeps_the_theta_that_was_found(experiment):

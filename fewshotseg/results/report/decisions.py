@@ -94,7 +94,7 @@ def _rows(record: Mapping[str, Any]):
     before, after = record.get("before") or {}, record.get("after") or {}
     rounds, level = record.get("rounds") or [{}], record.get("level", 0.0)
     for name, parts in before.items():
-        t, p = (_first(rounds, key, name) for key in ("t", "p"))
+        t, p, mean = (_first(rounds, key, name) for key in ("t", "p", "mean"))
         for i, (part, start) in enumerate(parts.items()):
             end = after.get(name, {}).get(part, start)
             label = ": ".join(filter(None, (name, part))).replace("_", " ")
@@ -103,26 +103,28 @@ def _rows(record: Mapping[str, Any]):
                 yield (
                     label,
                     *cells,
-                    f"{t[i]:.1f}",
+                    "∞"
+                    if t[i] is None
+                    else f"{t[i]:.1f}",  # all folds the same: JSON has no infinity
                     f"{p[i]:.3f}",
-                    _meaning(start, end, t[i], p[i] <= level),
+                    _meaning(start, end, mean[i], p[i] <= level),
                 )
             else:
                 by = _BY.get(record.get("strategy"), "the search")
                 yield label, *cells, "", "", f"set by {by}"
 
 
-def _first(rounds, key, name) -> list[float]:
+def _first(rounds, key, name) -> list[float | None]:
     """Of the first round: the evidence at the theta before."""
     found = rounds[0].get(key) or {}
     return np.ravel(found[name]).tolist() if name in found else []
 
 
-def _meaning(start: float, end: float, t: float, significant: bool) -> str:
+def _meaning(start: float, end: float, mean: float, significant: bool) -> str:
     if np.isclose(start, end, rtol=1e-3, atol=1e-3):
         return "no evidence either way: left as it was"
     if significant:
-        better = "better" if t < 0 else "worse"
+        better = "better" if mean < 0 else "worse"
         return f"images held out are predicted {better} with more of it"
     return "moved by what the others left"
 
