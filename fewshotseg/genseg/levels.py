@@ -64,6 +64,11 @@ class PlayerState:
     steps: jax.Array
 
 
+def average_of(player: PlayerState) -> Params:
+    """Weights to predict with: the average, or the current ones where none is kept."""
+    return player.params if player.average is None else player.average
+
+
 Players = Mapping[str, Player]
 State = Mapping[str, PlayerState]
 

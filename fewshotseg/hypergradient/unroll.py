@@ -1,5 +1,6 @@
 """Hypergradients by differentiating the inner steps that were taken. Notation as in `contract`."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -130,11 +131,6 @@ def first_differentiated(num_steps: int, horizon: int | None) -> int:
     return 0 if horizon is None else max(0, num_steps - horizon)
 
 
-def _segment_length(num_steps):
-    """The largest divisor of `num_steps` that is not above its square root."""
-    return max(n for n in range(1, num_steps + 1) if num_steps % n == 0 and n * n <= num_steps)
-
-
 def _steps_to_pull_back(inner_step, state, theta, inputs, remat):
     """All steps of `inputs`, and the metrics of the last; what is kept of them is as `remat` says."""
 
@@ -150,9 +146,12 @@ def _steps_to_pull_back(inner_step, state, theta, inputs, remat):
     # prevent_cse is only needed outside of a scan.
     body = jax.checkpoint(body, prevent_cse=False)
     num_steps = inputs[1].shape[0]
-    length = _segment_length(num_steps) if remat == "sqrt" else 1
+    length = math.isqrt(num_steps) if remat == "sqrt" else 1
     if length == 1:
         return segment(state, inputs)
-    segments = jax.tree.map(lambda x: x.reshape(-1, length, *x.shape[1:]), inputs)
+    whole = num_steps - num_steps % length
+    segments = jax.tree.map(lambda x: x[:whole].reshape(-1, length, *x.shape[1:]), inputs)
     state, metrics = jax.lax.scan(jax.checkpoint(segment, prevent_cse=False), state, segments)
-    return state, contract.last(metrics)
+    if whole == num_steps:
+        return state, contract.last(metrics)
+    return jax.checkpoint(segment)(state, jax.tree.map(lambda x: x[whole:], inputs))

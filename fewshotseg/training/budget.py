@@ -5,7 +5,7 @@ import pathlib
 
 from fewshotseg import errors, files
 from fewshotseg.runs import folder
-from fewshotseg.training import build, devices, timing, train
+from fewshotseg.training import build, config_check, devices, timing, train
 
 STAGES = ("pretrain", "train")
 
@@ -28,12 +28,11 @@ def plan(config, workdir: pathlib.Path, minutes: float = 0.0) -> build.Experimen
     if minutes and path.exists():
         stored = json.loads(path.read_text())
         if stored["minutes"] == minutes:
-            for stage in STAGES:
-                config[stage].num_steps = stored[stage]
+            _shorten(config, stored)
         return build.build(config)
     experiment = build.build(config)
     together = devices.process_count() > 1
-    known = together or folder.is_trained(workdir)
+    known = together or folder.is_begun(workdir)
     if minutes and known:
         reason = "runs in one process" if together else f"is for a new run, and {workdir} holds one"
         raise errors.InputError(f"--minutes {reason}: leave it out.")
@@ -49,9 +48,7 @@ def plan(config, workdir: pathlib.Path, minutes: float = 0.0) -> build.Experimen
     if share == 1.0:
         _keep(path, minutes, config)
         return experiment
-    for stage in STAGES:
-        config[stage].num_steps = max(1, int(share * config[stage].num_steps))
-    config.optim.warmup_steps = min(config.optim.warmup_steps, config.train.num_steps - 1)
+    _shorten(config, {stage: max(1, int(share * config[stage].num_steps)) for stage in STAGES})
     print(
         f"Into {minutes:g} minutes fit {config.pretrain.num_steps} steps of the generator and "
         f"{config.train.num_steps} of the segmenter, {100 * share:.0f} % of those planned.",
@@ -59,6 +56,14 @@ def plan(config, workdir: pathlib.Path, minutes: float = 0.0) -> build.Experimen
     )
     _keep(path, minutes, config)
     return build.build(config)
+
+
+def _shorten(config, steps):
+    """Gives both stages so many steps; raises InputError where something no longer goes together."""
+    for stage in STAGES:
+        config[stage].num_steps = steps[stage]
+    config.optim.warmup_steps = min(config.optim.warmup_steps, config.train.num_steps - 1)
+    config_check.check_config(config)
 
 
 def _keep(path, minutes, config):

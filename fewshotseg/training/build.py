@@ -74,6 +74,7 @@ class Experiment:
       search_fields: of the search.
       feedback: `(method, players, theta, record of an earlier call or None) -> build_feedback.Choice`,
         from the ratings that the configuration names; None if it names none.
+      rating_trials: that choose how far a method listens to them.
       notices: what people should know of weights that were not trained here.
       loop: intervals of the loop.
       evaluation: how models are measured.
@@ -92,6 +93,7 @@ class Experiment:
     search: Callable[..., search.Problem]
     search_fields: Mapping[str, Any]
     feedback: Callable[..., build_feedback.Choice] | None
+    rating_trials: build_feedback.Trials
     notices: tuple[str, ...]
     loop: Loop
     evaluation: Evaluation
@@ -188,6 +190,7 @@ def build(config) -> Experiment:
         search=functools.partial(build_search.create_search, config, data, spec),
         search_fields=build_search.search_fields(config),
         feedback=build_feedback.create_feedback(config, data, spec, create_training),
+        rating_trials=build_feedback.rating_trials(config),
         notices=tuple(notice for notice in notices if notice),
         loop=Loop(
             log_every=config.log_every,

@@ -78,7 +78,9 @@ def moving_variables(config, method: Method) -> tuple[str, ...]:
         return tuple(config.cross_fit.variables)
     if not method.moves_theta:
         return ()
-    known = pair_sources.variables(method.sources)
+    known = set(pair_sources.variables(method.sources))
+    if not (config.search.encoder or config.search.decoder):
+        known.discard("architecture")
     return tuple(name for name in config.outer.variables if name in known)
 
 

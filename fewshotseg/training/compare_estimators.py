@@ -120,8 +120,8 @@ def compare_estimators(config, workdir: str | pathlib.Path) -> list[Row]:
         the state, and estimators.png.
 
     Raises:
-      InputError: there is no such run, its settings are others, its generator is not trained, or fewer
-        steps are left of it than are to be compared.
+      InputError: there is no such run, its settings are others, its generator is not trained, theta is
+        empty, or fewer steps are left of it than are to be compared.
     """
     config_check.check_config(config)
     config_check.require_held_out(config, "hypergradient")
@@ -132,6 +132,11 @@ def compare_estimators(config, workdir: str | pathlib.Path) -> list[Row]:
     data = build_data.create_data(config)
     spec = build_parts.create_spec(config, data.num_classes)
     state = _state(config, data, spec, workdir)
+    if not jax.tree.leaves(state.theta):
+        raise errors.InputError(
+            f"outer.variables is {tuple(config.outer.variables)}: none of these moves in {METHOD}, name "
+            "'architecture', with search.encoder or search.decoder."
+        )
     step, most = int(state.step), max(config.diagnose.inner_steps)
     check_steps_left(step, most, config.train.num_steps)
     where = f"State: step {step} of {config.train.num_steps}, {folder.device()}"
@@ -145,6 +150,10 @@ def compare_estimators(config, workdir: str | pathlib.Path) -> list[Row]:
     batches, outer_batch = draw(arrays, keys), draw_outer(unseen, keys[0])
     del arrays, unseen
     choices = list(dict.fromkeys((REFERENCE, *config.diagnose.estimators)))
+    if (
+        not config.outer.through_generator_training
+    ):  # those who perturb trainings cannot but go through it
+        choices = [choice for choice in choices if not ESTIMATORS[parse_choice(choice)[0]].draws]
     rows = []
     total = len(choices) * len(config.diagnose.inner_steps)
     bar = log.progress_bar("estimators", total, 0, unit="estimate")

@@ -238,15 +238,25 @@ def _check_outer(config):
             )
         if outer.variables and not moving_variables(config, method):
             known = ", ".join(map(repr, sorted(pair_sources.variables(method.sources))))
+            fixed = (
+                ""
+                if config.search.encoder or config.search.decoder
+                else (" ('architecture' moves with search.encoder or search.decoder)")
+            )
             raise _fault(
                 "outer.variables",
                 tuple(outer.variables),
-                f"they make no difference to {name}, name some of {known}",
+                f"they make no difference to {name}, name some of {known}{fixed}",
             )
     if ESTIMATORS[outer.estimator].needs_symmetry and outer.through_generator_training:
         raise errors.InputError(
             f"outer.estimator is {outer.estimator!r}, which needs a symmetric Hessian: set "
             "outer.through_generator_training=False, or use 'neumann'."
+        )
+    if ESTIMATORS[outer.estimator].draws and not outer.through_generator_training:
+        raise errors.InputError(
+            f"outer.estimator is {outer.estimator!r}, which compares whole trainings, the generator's "
+            "included: set outer.through_generator_training=True, or use 'unrolled'."
         )
     if ESTIMATORS[outer.estimator].start and outer.num_inner_steps < outer.every:
         raise errors.InputError(

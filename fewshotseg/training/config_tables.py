@@ -81,7 +81,7 @@ BOUNDS: Mapping[str, Bound] = {
     "data.num_test": at_least(0),
     "data.fold": at_least(0),
     "data.look_alike": between(0, 1, open_low=True),
-    "segmenter.unet.rate": at_least(0),
+    "segmenter.unet.rate": above(0),
     "*.width": at_least(1),
     "*.max_width": at_least(1),
     "segmenter*.widths": at_least(efficient_unet.CHANNELS_PER_GROUP),

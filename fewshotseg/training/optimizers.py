@@ -94,8 +94,8 @@ def create_optimizer(
         anything else. 0: none.
       differentiable: the twin of the stock chain whose derivative is finite everywhere.
       rates: factors of the learning rate (and so of decoupled decay) for parts of the parameters, by the
-        first part of their names, '' for all others; 0: they never move, have no moments, and do not
-        count in `clip`.
+        first part of their names, '' for all others, above 0; a part with 0 never moves, has no moments,
+        and does not count in `clip`.
 
     Raises:
       InputError: an unknown name, schedule or way with the second moment.

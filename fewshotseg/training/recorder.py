@@ -13,7 +13,7 @@ import numpy as np
 from fewshotseg import figures, pictures
 from fewshotseg.data import canvas, tiles
 from fewshotseg.errors import InputError
-from fewshotseg.genseg import losses, outer_variables
+from fewshotseg.genseg import levels, losses, outer_variables
 from fewshotseg.results import metrics, sliding
 from fewshotseg.results.trained_models import NONE_HELD_OUT
 from fewshotseg.runs import checkpoint
@@ -113,7 +113,11 @@ class Recorder:
         if self._stage.segment is None or not self._experiment.data.validation:
             self.model = self._candidate(turn.state, self._unmeasured, turn.step)
             return
-        dice = validation_dice(self._experiment, self._stage.segment, _average(turn.state))
+        dice = validation_dice(
+            self._experiment,
+            self._stage.segment,
+            levels.average_of(turn.state.players["segmenter"]),
+        )
         # `not <=`: NaN, where all masks are empty and nothing was found, is no worse than anything.
         if self._experiment.loop.select == "last" or not dice <= float(self.model["dice"]):
             self.model = self._candidate(turn.state, dice, turn.step)
@@ -156,7 +160,7 @@ class Recorder:
         """The model to predict with, and what a later command may want to draw with."""
         players = {name: player.params for name, player in state.players.items()}
         if "segmenter" in players:
-            players["segmenter"] = _average(state)
+            players["segmenter"] = levels.average_of(state.players["segmenter"])
         return {
             "players": players,
             "theta": state.theta,
@@ -248,9 +252,3 @@ def segmented_validation(
 
 
 _SCALED = ("image", "mask", "extent")
-
-
-def _average(state: TrainState):
-    """Weights to predict with: the average, or the current ones where none is kept."""
-    segmenter = state.players["segmenter"]
-    return segmenter.params if segmenter.average is None else segmenter.average

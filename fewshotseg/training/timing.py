@@ -17,12 +17,14 @@ class Timing(NamedTuple):
       num_steps: its length.
       compiling: seconds until every kind of step has run once.
       stepping: seconds of all its steps.
+      shrinks: whether its steps are fewer where those of the training are.
     """
 
     name: str
     num_steps: int
     compiling: float
     stepping: float
+    shrinks: bool = True
 
 
 def measure(stage: Stage, players, clock: Callable[[], float] = time.perf_counter) -> Timing:
@@ -53,6 +55,7 @@ def measure_search(
     warm_up: Callable[[bool], int],
     differentiate: bool,
     num_steps: int,
+    shrinks: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timing:
     """Takes a few steps of a search twice; the first time compiles.
@@ -62,13 +65,15 @@ def measure_search(
       warm_up: of `search.Problem`.
       differentiate: whether its trials are differentiated.
       num_steps: of all trials together.
+      shrinks: see `Timing`.
       clock: seconds.
     """
     started = clock()
     warm_up(differentiate)
     again = clock()
     taken = warm_up(differentiate)
-    return Timing(name, num_steps, again - started, (clock() - again) / taken * num_steps)
+    stepping = (clock() - again) / taken * num_steps
+    return Timing(name, num_steps, again - started, stepping, shrinks)
 
 
 def describe(timings: Sequence[Timing]) -> str:
@@ -89,10 +94,10 @@ def duration(seconds: float) -> str:
 
 
 def fitting_share(timings: Sequence[Timing], budget: float) -> float:
-    """The share of all steps, at most 1, that fits into `budget` seconds.
+    """The share of the steps, at most 1, that fits into `budget` seconds; of those that do not shrink, all.
 
     Compiling counts once more: programs of fewer steps have other schedules inside.
     """
-    stepping = sum(t.stepping for t in timings)
     left = budget - 2 * sum(t.compiling for t in timings)
-    return max(0.0, min(1.0, left / stepping))
+    left -= sum(t.stepping for t in timings if not t.shrinks)
+    return max(0.0, min(1.0, left / sum(t.stepping for t in timings if t.shrinks)))

@@ -151,15 +151,28 @@ def time_stages(experiment: Experiment) -> list[timing.Timing]:
         if method.search:
             timings.append(_time_search(experiment, name, method.search))
         timings.append(timing.measure(experiment.training(name), method_players))
+        if experiment.feedback and method.sources and experiment.rating_trials.number:
+            timings.append(_of_ratings(experiment.rating_trials, timings[-1]))
         jax.clear_caches()
     return timings
+
+
+def _of_ratings(trials, training):
+    """The trials of the ratings, which are trainings, from the time of the training itself."""
+    num_steps = trials.number * (trials.num_steps or training.num_steps)
+    stepping = num_steps * training.stepping / training.num_steps
+    return timing.Timing(
+        f"{training.name}: ratings", num_steps, 0.0, stepping, shrinks=not trials.num_steps
+    )
 
 
 def _time_search(experiment, name, strategy):
     fields = experiment.search_fields
     num_steps = fields["num_steps"] * search.most_trials(strategy, fields)
     warm_up, differentiate = experiment.search(name).warm_up, strategy == "hypergradient"
-    return timing.measure_search(f"{name}: search", warm_up, differentiate, num_steps)
+    return timing.measure_search(
+        f"{name}: search", warm_up, differentiate, num_steps, fields["shrinks"]
+    )
 
 
 def run_stage(experiment: Experiment, stage: Stage, folder: pathlib.Path, players=None):

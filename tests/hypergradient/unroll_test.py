@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from fewshotseg import hypergradient as hg
-from fewshotseg.hypergradient import host_evolution, host_loop, inner_gradient, unroll
+from fewshotseg.hypergradient import host_evolution, host_loop, inner_gradient
 
 OPTIMIZERS = {
     "sgd": optax.sgd(0.3),
@@ -335,8 +335,16 @@ def test_square_root_of_the_states_is_enough(num_steps, horizon, loop):
 
 def test_square_root_keeps_fewer_states():
     """16 steps in 4 segments: 4 states at their starts, and 4 while one of them is pulled back."""
-    assert [unroll._segment_length(n) for n in (1, 2, 4, 6, 7, 16, 32)] == [1, 1, 2, 2, 1, 4, 4]
-    problem = _make_problem(num_steps=16)
+    _states_kept(16)
+
+
+def test_square_root_needs_no_divisor():
+    """23 steps in 5 segments of 4, and 3 steps."""
+    _states_kept(23)
+
+
+def _states_kept(num_steps):
+    problem = _make_problem(num_steps=num_steps)
     temporary = {}
     for remat in ("none", "step", "sqrt"):
         estimate = _unrolled(_make_step(), remat=remat)

@@ -37,15 +37,26 @@ def test_a_budget_shortens_both_stages_and_the_warm_up(plan, tmp_path):
 
 
 def test_the_same_command_goes_on_with_the_steps_it_had(plan, monkeypatch):
-    plan(5)
+    first = plan(5)
     monkeypatch.setattr(budget.timing, "fitting_share", lambda timings, seconds: 0.5)
-    assert plan(5).train.num_steps == 10
+    assert plan(5).to_dict() == first.to_dict()  # the warm-up too
+
+
+def test_what_no_longer_goes_together_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(budget.build, "build", lambda config: None)
+    monkeypatch.setattr(budget.train, "time_stages", lambda experiment: [])
+    monkeypatch.setattr(budget.timing, "describe", lambda timings: "timed")
+    monkeypatch.setattr(budget.timing, "fitting_share", lambda timings, seconds: 0.25)
+    config = default.get_config()
+    config.methods, config.outer.start = ("end2end",), config.train.num_steps // 2
+    with pytest.raises(errors.InputError, match="outer.start is .* never take a hypergradient"):
+        budget.plan(config, tmp_path, 5)
 
 
 def test_where_all_steps_fit_the_same_command_goes_on_too(plan, monkeypatch):
     monkeypatch.setattr(budget.timing, "fitting_share", lambda timings, seconds: 1.0)
     assert plan(60).train.num_steps == 40
-    monkeypatch.setattr(budget.folder, "is_trained", lambda workdir: True)
+    monkeypatch.setattr(budget.folder, "is_begun", lambda workdir: True)
     assert plan(60).train.num_steps == 40
 
 
@@ -56,6 +67,6 @@ def test_without_a_budget_nothing_changes(plan, tmp_path, capsys):
 
 
 def test_a_budget_is_for_a_new_run(plan, monkeypatch):
-    monkeypatch.setattr(budget.folder, "is_trained", lambda workdir: True)
+    monkeypatch.setattr(budget.folder, "is_begun", lambda workdir: True)
     with pytest.raises(errors.InputError, match="--minutes is for a new run"):
         plan(5)

@@ -146,6 +146,25 @@ def test_an_outer_loop_moves_something_that_matters():
     config_check.check_config(config)
 
 
+def test_an_architecture_that_is_not_searched_does_not_move():
+    config = demo.get_config("runlocal,method=end2end")
+    config.search.encoder = False
+    config_check.check_config(config)
+    config.search.decoder = False
+    with pytest.raises(InputError, match="outer.variables.*moves with search.encoder or"):
+        config_check.check_config(config)
+
+
+@pytest.mark.parametrize("name", ["evolution_strategies", "pes"])
+def test_who_perturbs_trainings_goes_through_that_of_the_generator(name):
+    config = demo.get_config(f"runlocal,method=end2end,estimator={name}")
+    config.outer.num_inner_steps = config.outer.every
+    config_check.check_config(config)
+    config.outer.through_generator_training = False
+    with pytest.raises(InputError, match=f"estimator is '{name}'.*through_generator_training=True"):
+        config_check.check_config(config)
+
+
 def test_a_bound_says_what_it_allows():
     assert str(config_tables.at_least(1)) == "at least 1"
     assert str(config_tables.above(0)) == "a number above 0"

@@ -26,7 +26,7 @@ def _stage(clock, num_steps=20):
 def test_time_of_a_stage_by_hand():
     clock = [100.0]
     found = timing.measure(_stage(clock), None, lambda: clock[0])
-    assert found == ("end2end", 20, 2 * 30 + 2 * (7 + 1), 4 * 7 + 4 * 3 * 1)
+    assert found == ("end2end", 20, 2 * 30 + 2 * (7 + 1), 4 * 7 + 4 * 3 * 1, True)
 
 
 def test_a_last_outer_step_is_cut_short():
@@ -51,6 +51,8 @@ def test_share_that_fits():
     assert timing.fitting_share(timings, 80.0) == pytest.approx(0.5)
     assert timing.fitting_share(timings, 1000.0) == 1.0
     assert timing.fitting_share(timings, 20.0) == 0.0
+    timings.append(timing.Timing("search", 10, 0.0, 30.0, shrinks=False))
+    assert timing.fitting_share(timings, 110.0) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
