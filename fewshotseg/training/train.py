@@ -11,6 +11,7 @@ import jax
 
 from fewshotseg import figures, files
 from fewshotseg.data import cases, check, nnunet_folds, split_files
+from fewshotseg.methods import Method
 from fewshotseg.results import calibration, evaluate
 from fewshotseg.results.trained_models import segmenter_of
 from fewshotseg.runs import folder as run_folder
@@ -24,9 +25,10 @@ from fewshotseg.training.stages import Stage
 def train_and_evaluate(experiment: Experiment, workdir: pathlib.Path) -> None:
     """Trains every method of an experiment and evaluates it on every test set.
 
-    Methods that need no generator come first, so that there is soon a model that predicts. Killed at any
-    moment and called again with the same arguments, it goes on from the last checkpoint and ends with the
-    same numbers, bit for bit. Of several processes, the first writes.
+    Methods that need no generator come first, and before its like the last, which is handed over, so that
+    there is soon a model that predicts. Killed at any moment and called again with the same arguments, it
+    goes on from the last checkpoint and ends with the same numbers, bit for bit. Of several processes, the
+    first writes.
 
     Args:
       experiment: from `build.build`.
@@ -41,7 +43,7 @@ def train_and_evaluate(experiment: Experiment, workdir: pathlib.Path) -> None:
         for notice in experiment.notices:
             print(notice, flush=True)
     players = None
-    for name, method in sorted(experiment.methods.items(), key=lambda item: item[1].draws):
+    for name, method in _in_order(experiment.methods):
         folder = workdir / name
         if evaluate.is_evaluated(folder, data.test_sets):
             continue
@@ -78,6 +80,11 @@ def train_and_evaluate(experiment: Experiment, workdir: pathlib.Path) -> None:
     if devices.process_count() == 1:
         for name in experiment.methods:
             experiment.measure_pairs(workdir, name)
+
+
+def _in_order(methods: Mapping[str, Method]) -> list[tuple[str, Method]]:
+    handed_over = list(methods)[-1]
+    return sorted(methods.items(), key=lambda item: (item[1].draws, item[0] != handed_over))
 
 
 def search_theta(experiment: Experiment, name: str, folder: pathlib.Path):

@@ -9,7 +9,7 @@ import pytest
 
 from configs import demo
 from fewshotseg import errors
-from fewshotseg.methods import METHODS
+from fewshotseg.methods import METHODS, resolve
 from fewshotseg.models import factory
 from fewshotseg.results import predictor
 from fewshotseg.training import build, build_parts, build_search, config_check, search, train
@@ -107,6 +107,14 @@ def test_a_search_is_on_the_disk_and_shown(tmp_path):
     again = train.search_theta(made, "m", tmp_path)
     assert len(asked) == 6
     np.testing.assert_array_equal(theta["mixture"], again["mixture"])
+
+
+def test_what_is_handed_over_is_trained_first_among_its_like():
+    chosen = ("real_plain", "end2end", "mixture", "real_only")
+    methods = {name: resolve(METHODS[name], ("augmented",), "generator") for name in chosen}
+    assert [name for name, _ in train._in_order(methods)] == [
+        "real_only", "real_plain", "mixture", "end2end"
+    ]  # fmt: skip
 
 
 def test_a_method_may_have_a_segmenter_of_its_own():
