@@ -391,7 +391,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.predict.overlays = True  # also pictures with outlines; most of the time goes there
     config.predict.probabilities = False  # also the probabilities, as NumPy files
     config.predict.workers = 2  # batches of pictures at a time
-    config.predict.flips = False  # the mean over mirror images: 4 (of volumes 8) times the work
+    config.predict.flips = (
+        False  # the mean over the mirror images that the training saw: twice the work
+    )
     config.synthesize = ConfigDict()  # --mode=synthesize: synthetic pairs as files
     config.synthesize.layout = "folder"  # 'folder' (images/ and masks/) | 'nnunet'
     # Least Dice of the mask that a method trained on real images alone predicts for a pair's image with

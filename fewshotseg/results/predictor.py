@@ -39,6 +39,7 @@ class Predictor:
       grey_values: of a model of volumes, from the values in a file to those from 0 to 255.
       tiles: how the network sees an image in tiles; None where it sees whole ones, squashed.
       labels: the values of the classes in the masks that are written; those of the training masks.
+      flip_axes: along which its training mirrored images, -1 is left-right; () where that is not known.
     """
 
     predict_probabilities: PredictProbabilities
@@ -54,6 +55,7 @@ class Predictor:
     grey_values: volume_files.GreyValues | None = None
     tiles: tiling.Tiles | None = None
     labels: Labels = PLAIN
+    flip_axes: tuple[int, ...] = ()
 
     @property
     def mask_values(self) -> tuple[int, ...]:

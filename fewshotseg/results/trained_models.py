@@ -47,7 +47,14 @@ def load_predictor(folder: str | pathlib.Path, method: str = "") -> Predictor:
     source = f"{method} of {root} ({why}), {origin}"
     names = run_folder.read_class_names(root)
     labels = run_folder.read_labels(root)
-    return create_predictor(config, weights, names, source, temperature, method, labels)
+    found = create_predictor(config, weights, names, source, temperature, method, labels)
+    return dataclasses.replace(found, flip_axes=_flip_axes(config, method))
+
+
+def _flip_axes(config, method):
+    fields = config["augment"]["real"]
+    mirrors = METHODS[method].augments and fields["flip"] > 0
+    return tuple(fields["flip_axes"]) if mirrors else ()
 
 
 def load_ensemble(folders: Sequence[str | pathlib.Path], method: str = "") -> Predictor:
@@ -81,6 +88,9 @@ def load_ensemble(folders: Sequence[str | pathlib.Path], method: str = "") -> Pr
         source="the mean of " + "; ".join(member.source for member in members),
         segmenter=", ".join(dict.fromkeys(member.segmenter for member in members)),
         notice=" ".join(sorted({member.notice for member in members} - {""})),
+        flip_axes=tuple(
+            axis for axis in first.flip_axes if all(axis in m.flip_axes for m in members)
+        ),
         network=lambda images: sum(m.network(images) for m in members) / len(members),
     )
 

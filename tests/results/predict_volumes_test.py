@@ -1,6 +1,7 @@
 """Volumes in, label maps out, with a network whose answer is known, and a reader of another library."""
 
 import csv
+import dataclasses
 import json
 import warnings
 
@@ -95,7 +96,7 @@ def test_sizes_and_what_cannot_be_read(tmp_path):
         predict(tmp_path / "pictures", tmp_path / "out2")
 
 
-def test_flips_are_eight():
+def test_of_three_axes_mirrored_there_are_eight_images():
     seen = []
 
     def corner(images):
@@ -103,9 +104,10 @@ def test_flips_are_eight():
         return images
 
     image = np.random.default_rng(0).normal(size=(1, 4, 4, 4, 1)).astype(np.float32)
-    flipped = with_flips(make_predictor((4, 4, 4), corner))
+    plain = dataclasses.replace(make_predictor((4, 4, 4), corner), flip_axes=(-1, -2, -3))
+    flipped = with_flips(plain)
     np.testing.assert_allclose(flipped.predict_probabilities(image), image, atol=1e-6)
-    assert len({s.tobytes() for s in seen}) == 8 and "eight flips" in flipped.source
+    assert len({s.tobytes() for s in seen}) == 8 and "8 mirror images" in flipped.source
 
 
 def test_distances_are_in_mm(tmp_path):
