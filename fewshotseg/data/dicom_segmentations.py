@@ -6,6 +6,7 @@ place and directions from the header of its slice, and no sign is computed anew.
 
 import importlib.metadata
 import io
+import itertools
 import pathlib
 import re
 import warnings
@@ -98,10 +99,12 @@ def write(
 def read(path: str | pathlib.Path, class_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Reads a DICOM segmentation: uint8 class ids, and the affine from their indices to mm in RAS+.
 
-    Segments are known by their labels, if these are the names of classes; otherwise by their numbers.
+    Segments are known by their labels (upper and lower case, and blanks around them, are the same); where
+    none of these is the name of a class, by their numbers.
 
     Raises:
-      InputError: no segmentation, overlapping segments, frames that are no stack, or unknown segments.
+      InputError: no segmentation, overlapping segments, frames that are no stack, unknown segments, or
+        some whose labels are names of classes beside others.
     """
     highdicom = _import_highdicom(path)
     try:
@@ -116,9 +119,15 @@ def read(path: str | pathlib.Path, class_names: Sequence[str]) -> tuple[np.ndarr
             f"({str(error).splitlines()[0][:100]}): save the labels as one segmentation, or as NIfTI."
         ) from error
     names = {number: str(one.segment_label) for number, one in described.items()}
-    by_name = set(names.values()) <= set(class_names)
-    ids = {n: class_names.index(name) + 1 if by_name else n for n, name in names.items()}
-    if max(ids.values(), default=0) > len(class_names):
+    known = {_folded(name): class_id for class_id, name in enumerate(class_names, start=1)}
+    if len(known) < len(class_names):
+        raise InputError(
+            f"{path}: the classes {', '.join(class_names)} differ in upper and lower case or blanks alone: "
+            "give them other names."
+        )
+    by_name = {n: known[_folded(name)] for n, name in names.items() if _folded(name) in known}
+    ids = by_name or {n: n for n in names}
+    if len(ids) < len(names) or max(ids.values(), default=0) > len(class_names):
         raise InputError(
             f"{path}: has the segments {', '.join(names.values())}, but the classes are "
             f"{', '.join(class_names)}: name the segments so."
@@ -129,10 +138,47 @@ def read(path: str | pathlib.Path, class_names: Sequence[str]) -> tuple[np.ndarr
     return table[volume.array], _LPS_TO_RAS @ volume.affine
 
 
+def _folded(name: str) -> str:
+    return name.strip().casefold()
+
+
 def slices_of(folder: pathlib.Path) -> list[pathlib.Path]:
-    """PNG files of a folder in the order of the numbers in their names."""
+    """PNG files of a folder in the order of their names, in which 2 comes before 10."""
     paths = [p for p in folder.iterdir() if p.suffix.lower() == ".png" and p.name[0] != "."]
-    return sorted(paths, key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)])
+    return sorted(paths, key=lambda path: (_natural(path), path.name))
+
+
+def _stem(path: pathlib.Path) -> str:
+    """A name without its extension; what follows the last point of a UID is none."""
+    return path.stem if path.suffix.lower() in (".png", ".dcm", ".ima") else path.name
+
+
+def _natural(path: pathlib.Path) -> list[str | int]:
+    """Texts and numbers of a name in turn, the first a text: any two such lists can be compared."""
+    parts = re.split(r"(\d+)", _stem(path).casefold())
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
+
+
+def _pair_slices(labels: Sequence[pathlib.Path], slices: Sequence[pathlib.Path]) -> list[int]:
+    """Which slice each label belongs to, as many as there are: that of its name, else in order of names.
+
+    Raises:
+      InputError: names that have no order, such as '1' beside '01'.
+    """
+    by_stem = {_stem(path): index for index, path in enumerate(slices)}
+    if by_stem.keys() == {_stem(path) for path in labels}:
+        return [by_stem[_stem(path)] for path in labels]
+    for paths in (labels, slices):
+        in_order = sorted(paths, key=_natural)
+        for a, b in itertools.pairwise(in_order):
+            if _natural(a) == _natural(b):
+                raise InputError(
+                    f"{a}: nothing tells whether {a.name} or {b.name} comes first: call the label slices "
+                    "as the DICOM files of the series."
+                )
+    places = sorted(range(len(slices)), key=lambda i: _natural(slices[i]))
+    ranks = sorted(range(len(labels)), key=lambda i: _natural(labels[i]))
+    return [place for _, place in sorted(zip(ranks, places, strict=True))]
 
 
 def read_slices(
@@ -143,12 +189,13 @@ def read_slices(
 ) -> np.ndarray:
     """Labels as pictures: uint8 class ids of the series' shape, read as masks of pictures are.
 
-    The pictures in the order of their numbers are those of the DICOM files in the order of their names,
-    as in CHAOS.
+    Pictures belong to the DICOM files of the same names. Where the names are others, pictures in the
+    order of their names belong to the DICOM files in the order of theirs, as in CHAOS; 2 comes before 10
+    in both.
 
     Raises:
-      InputError: as many pictures as slices are not there, one has another size, or values that are no
-        class ids.
+      InputError: as many pictures as slices are not there, one has another size, names without an order, or
+        values that are no class ids.
     """
     paths = slices_of(folder)
     if len(paths) != len(series.paths):
@@ -165,10 +212,9 @@ def read_slices(
                 f"{series.shape[2]} x {series.shape[1]}: export the labels on the grid of the images."
             )
         masks.append(mask)
-    by_name = sorted(range(len(paths)), key=lambda i: series.paths[i].name)
     ids = mask_values.mask_to_class_ids(np.stack(masks), num_foreground_classes, folder, labels)
     stacked = np.empty(series.shape, np.uint8)
-    stacked[by_name] = ids
+    stacked[_pair_slices(paths, series.paths)] = ids
     return stacked
 
 

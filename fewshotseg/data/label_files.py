@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fewshotseg import files
-from fewshotseg.data import dicom_files, dicom_segmentations, geometry, volume_files
+from fewshotseg.data import dicom_files, dicom_segmentations, geometry, mask_values, volume_files
 from fewshotseg.data.volume_files import Volume
 from fewshotseg.errors import InputError
 from fewshotseg.labels import PLAIN, Labels
@@ -52,18 +52,20 @@ def read_labels(
     Raises:
       InputError: unreadable, another grid, or values that are no class ids.
     """
-    known = labels
+    known, name = labels, _name_of(image.file)
     if data is None and path.is_dir():
         series = _series_of(image.file, path)
         ids = dicom_segmentations.read_slices(path, series, len(class_names), labels)
         return image.orientation.to_canonical(ids)
     if path.suffix.lower() == ".dcm":
-        segments, affine = dicom_segmentations.read(path, class_names)
-        turn = _onto(image.file, segments.shape, affine, path, "the image")
+        segments, affine = _with_empty_slices(
+            image.file, *dicom_segmentations.read(path, class_names)
+        )
+        turn = _onto(image.file, segments.shape, affine, path, name)
         stored, known = turn.to_canonical(segments), PLAIN
     else:
         read = volume_files.read_volume(path, data)
-        turn = _onto(image.file, read.file.shape[:3], read.file.affine, path, "the image")
+        turn = _onto(image.file, read.file.shape[:3], read.file.affine, path, name)
         stored = turn.to_canonical(read.orientation.to_stored(read.values))
     return to_class_ids(image.orientation.to_canonical(stored), len(class_names), path, known)
 
@@ -75,6 +77,36 @@ def _series_of(image: Any, path: pathlib.Path) -> dicom_files.Series:
             "as NIfTI too."
         )
     return image
+
+
+def _name_of(image: Any) -> str:
+    """Of the file of an image, or of the folder of a series; what came without a file has none."""
+    path = image.folder if isinstance(image, dicom_files.Series) else image.get_filename()
+    return pathlib.Path(path).name if path else "without a name"
+
+
+def _with_empty_slices(
+    image: Any, segments: np.ndarray, affine: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Segments on the whole grid of their image, if they lie on a part of it; else as they are.
+
+    Most programs leave out the slices of a DICOM segmentation that show nothing.
+    """
+    turn = geometry.orientation_between(image.affine, affine)
+    turned_affine = turn.canonical_affine(affine, segments.shape)
+    turned, whole = turn.to_canonical(segments), np.zeros(image.shape[:3], segments.dtype)
+    single = [axis for axis, number in enumerate(turned.shape) if number == 1]
+    turned_affine[:, single] = image.affine[
+        :, single
+    ]  # a single slice has no distance to the next one
+    offset = np.linalg.solve(image.affine, turned_affine[:, 3])[:3]
+    first = np.rint(offset).astype(int)
+    end = first + turned.shape
+    if np.abs(offset - first).max() > SHIFT or first.min() < 0 or np.any(end > whole.shape):
+        return segments, affine
+    whole[tuple(slice(a, b) for a, b in zip(first, end, strict=True))] = turned
+    turned_affine[:3, 3] -= turned_affine[:3, :3] @ first
+    return whole, turned_affine
 
 
 def _onto(image: Any, shape, affine, path, name: str) -> geometry.Orientation:
@@ -201,5 +233,5 @@ def write_segmentation(
 
 
 def _listing(values: np.ndarray) -> str:
-    shown = ", ".join(f"{value:g}" for value in values[:8])
+    shown = ", ".join(map(mask_values.number_text, values[:8]))
     return f"the values {shown}" + ", ..." * (len(values) > 8)

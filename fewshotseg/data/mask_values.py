@@ -130,8 +130,13 @@ def _unlisted_message(unlisted: list, labels: Labels, path: str | pathlib.Path) 
     )
 
 
+def number_text(value: float) -> str:
+    """A number as it is read, rounded only if it is whole: 0.9999999 is not 1."""
+    return f"{value:g}" if value % 1 == 0 else str(value)
+
+
 def _listing(values: Iterable) -> str:
-    values = [f"{value:g}" for value in values]
+    values = [number_text(value) for value in values]
     if len(values) <= 8:
         return "the values " + ", ".join(values)
     return f"{len(values)} values ({', '.join(values[:5])}, ..., {values[-1]})"

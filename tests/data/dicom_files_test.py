@@ -3,6 +3,7 @@
 import itertools
 import warnings
 
+import highdicom
 import numpy as np
 import pydicom
 import pytest
@@ -259,3 +260,83 @@ def test_the_real_ct(shared_data):
     np.testing.assert_array_equal(
         volume.orientation.to_stored(volume.values), SimpleITK.GetArrayFromImage(itk)
     )
+
+
+def slices_source(root, names_of_slices, names_of_labels, planes):
+    """A source of one series whose files are called so, with a label of the class in some of its planes."""
+    values = make_values()
+    series = write_series(root / "images" / "a", values, shuffled=False)
+    for i, name in enumerate(names_of_slices):
+        (series / f"series_{i:03d}.dcm").rename(series / name)
+    (root / "labels" / "a").mkdir(parents=True)
+    for i, name in reversed([*enumerate(names_of_labels)]):
+        plane = np.full(values.shape[1:], 255 * (i in planes), np.uint8)
+        Image.fromarray(plane).save(root / "labels" / "a" / name)
+    return VolumeSource(str(root), class_names=("liver",), minimum_cases=1)
+
+
+def drawn_slices(source):
+    return set(np.flatnonzero(source.load("a").mask.any(axis=(1, 2))))
+
+
+def test_labels_belong_to_slices_by_name_else_in_natural_order(tmp_path):
+    numbers = (1, 2, 10, 11, 12)
+    cases = {
+        "same": ([f"{n}.dcm" for n in numbers], [f"{n}.png" for n in numbers]),
+        "reversed": ([f"{9 - n}.dcm" for n in range(5)], [f"{9 - n}.png" for n in range(5)]),
+        "others": ([f"IM{n}.dcm" for n in numbers], [f"gt-{n}.png" for n in numbers]),
+        "padded": ([f"{n}.dcm" for n in numbers], [f"gt_{n:03d}.png" for n in numbers]),
+        "letters": ([f"{n}.dcm" for n in "abcde"], [f"{n}.png" for n in "bcdef"]),
+        "uid": ([f"1.2.{n}" for n in numbers], [f"{n}.png" for n in numbers]),
+    }
+    for kind, (slices, labels) in cases.items():
+        assert drawn_slices(slices_source(tmp_path / kind, slices, labels, {0, 1})) == {0, 1}, kind
+    unclear = slices_source(
+        tmp_path / "unclear", ["1.dcm", "2.dcm", "3.dcm", "4.dcm", "5.dcm"],
+        ["a1.png", "a01.png", "a2.png", "a3.png", "a4.png"], {0},
+    )  # fmt: skip
+    with pytest.raises(
+        InputError, match="whether .*a0?1.png or a0?1.png comes first: call the label"
+    ):
+        unclear.load("a")
+
+
+def segmented(folder, names, planes=(1, 2)):
+    """A series, and its segmentation: class 1 in one corner and class 2 in the other one of some slices."""
+    volume = volume_files.read_volume(write_series(folder / "in", make_values()))
+    mask = np.zeros(volume.values.shape, np.uint8)
+    mask[list(planes), :2], mask[list(planes), 4:] = 1, 2
+    label_files.write_segmentation(folder / "a.dcm", mask, volume, names)
+    return volume, mask, folder / "a.dcm"
+
+
+def test_names_of_segments_in_another_case_are_not_taken_by_number(tmp_path):
+    volume, mask, path = segmented(tmp_path / "case", ("Spleen ", "LIVER"))
+    read = label_files.read_labels(path, volume, ("liver", "spleen"))
+    np.testing.assert_array_equal(read, np.array([0, 2, 1], np.uint8)[mask])
+    volume, mask, path = segmented(tmp_path / "numbers", ("Segment 1", "Segment 2"))
+    read = label_files.read_labels(path, volume, ("liver", "spleen"))
+    np.testing.assert_array_equal(read, mask)
+    volume, _, path = segmented(tmp_path / "mixed", ("kidney", "liver"))
+    with pytest.raises(
+        InputError, match="segments kidney, liver, but the classes are liver, spleen"
+    ):
+        label_files.read_labels(path, volume, ("liver", "spleen"))
+    with pytest.raises(InputError, match="liver, Liver differ in upper and lower case"):
+        label_files.read_labels(path, volume, ("liver", "Liver"))
+
+
+@pytest.mark.parametrize("planes", [(1, 2), (3,), (0, 2, 4), (1, 4)], ids=str)
+def test_segmentations_without_their_empty_frames(tmp_path, monkeypatch, planes):
+    made = highdicom.seg.Segmentation
+    with monkeypatch.context() as patch:
+        patch.setattr(highdicom.seg, "Segmentation", lambda omit_empty_frames, **k: made(**k))
+        volume, mask, path = segmented(tmp_path, ("a", "b"), planes)
+    assert pydicom.dcmread(path).NumberOfFrames == 2 * len(planes)
+    np.testing.assert_array_equal(label_files.read_labels(path, volume, ("a", "b")), mask)
+    for name, origin in (("above", (-20.0, -30.0, 14.0)), ("between", (-20.0, -30.0, 6.0))):
+        other = volume_files.read_volume(
+            write_series(tmp_path / name, make_values(), origin=origin)
+        )
+        with pytest.raises(InputError, match=f"their image {name}"):
+            label_files.read_labels(path, other, ("a", "b"))
