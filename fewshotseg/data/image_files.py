@@ -30,11 +30,13 @@ _OTHER_FORMATS = {
     ".webp": "WebP files are not read here: convert them to PNG",
     ".svs": "whole-slide files are not read here: export regions as PNG",
 }
+_DEEP = "16 bits per colour channel reduced to 8"
 _ORIENTATION = 0x0112  # EXIF tag; 2 to 8 mean mirrored or turned, 5 to 8 by a quarter
 # Larger images are refused before they are decoded: a few lines of a file can claim any size.
 MAX_MEGAPIXELS = 80
 _FILTERS = threading.Lock()  # of warnings: they belong to the process, not to a thread
 MAX_SIDE = 32_768  # pixels
+_NEARLY_BLACK = 64  # of 255: 12 and 14 bits in a file of 16 stay below when the upper 8 are taken
 SMEAR = 32  # how far compression may push a binary value away from 0 or 255 in flat regions
 
 
@@ -59,7 +61,12 @@ def read_size(path: str | pathlib.Path) -> tuple[int, int]:
         height, width = image.height, image.width
         # Pillow swaps a TIFF's size by itself, and would decode a PNG to look for late EXIF data.
         has_exif = image.format != "TIFF" and "exif" in image.info
-        turned = has_exif and image.getexif().get(_ORIENTATION, 1) >= 5
+        turned = has_exif and image.getexif().get(_ORIENTATION, 1) in (
+            5,
+            6,
+            7,
+            8,
+        )  # may be a text, too
     return (width, height) if turned else (height, width)
 
 
@@ -82,10 +89,16 @@ def read_image(
       uint8 `[H, W, C]`, C is 1 or 3, and notes on what was converted.
 
     Raises:
-      InputError: missing, empty, truncated, no image, several frames, or NaN among its values.
+      InputError: missing, empty, truncated, no image, several frames, NaN among its values, or 16 bits per
+        colour channel of which the upper 8 show next to nothing.
     """
     image, notes = _load(path, data, max_megapixels)
     mode = image.mode
+    if _DEEP in notes and np.asarray(image.convert("RGB")).max() < _NEARLY_BLACK:
+        raise InputError(
+            f"{path}: has 16 bits per channel, of which the upper 8 are read, and these are nearly black: "
+            "stretch it and save it as 8-bit, or save it as 16-bit grey."
+        )
     if mode in ("LA", "RGBA") or (mode == "P" and "transparency" in image.info):
         notes.append("alpha channel dropped")
     if mode == "P":
@@ -102,22 +115,25 @@ def read_image(
     return np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], -1)), tuple(notes)
 
 
-def read_mask(paths: str | pathlib.Path | Sequence[str | pathlib.Path]) -> np.ndarray:
+def read_mask(
+    paths: str | pathlib.Path | Sequence[str | pathlib.Path], num_foreground_classes: int = 1
+) -> np.ndarray:
     """Reads one mask from one file, or from several that are joined by their maximum.
 
-    Three (nearly) equal channels become one, alpha is dropped, a palette of colours is read as the
-    indices into it and a black and white one as 0 and 255. Values are otherwise untouched: see
+    Three (nearly) equal channels become one, alpha is dropped, a palette that begins with black is read as
+    the indices into it and a black and white one as 0 and 255. Values are otherwise untouched: see
     `mask_values.mask_to_class_ids`. Among several files, 0/1 counts as 0/255 where another one has 255.
 
     Args:
       paths: one file, or all files of one case.
+      num_foreground_classes: with several, files of one case may not look like one file per class.
 
     Returns:
       `[H, W]` in the file's own number type, 1-bit files as uint8 0/1.
 
     Raises:
-      InputError: unreadable file, colour legend, mask drawn in the alpha channel, NaN, or files of
-        one case that differ in size.
+      InputError: unreadable file, colour legend, mask drawn in the alpha channel, NaN, 16 bits per colour
+        channel, files of one case that differ in size, or several that all hold the same single value.
     """
     paths = [paths] if isinstance(paths, str | pathlib.Path) else list(paths)
     masks = [_read_one_mask(path) for path in paths]
@@ -129,11 +145,24 @@ def read_mask(paths: str | pathlib.Path | Sequence[str | pathlib.Path]) -> np.nd
                 f"{path}: this mask is {_size(mask)} pixels, but {paths[0]} of the same image is "
                 f"{_size(joined)}: save both at the size of the image."
             )
+    if len(masks) > 1 and num_foreground_classes > 1:
+        _refuse_file_per_class(paths, masks)
     if len(masks) > 1 and top == 255:
         masks = [mask * np.uint8(255) if mask.max() == 1 else mask for mask in masks]
     for index, mask in enumerate(masks):
         joined = mask if index == 0 else np.maximum(joined, mask)
     return joined
+
+
+def _refuse_file_per_class(paths, masks) -> None:
+    found = [np.unique(mask[mask != 0]) for mask in masks]
+    found = [values.tolist() for values in found if values.size]
+    if len(found) > 1 and len(found[0]) == 1 and all(values == found[0] for values in found):
+        raise InputError(
+            f"{paths[0]}: this mask and {len(found) - 1} more of the same image hold the same value "
+            f"{found[0][0]:g}, as one file per class does: save one mask with the class ids 0, 1, 2, ... "
+            "for each image."
+        )
 
 
 def _open(
@@ -193,8 +222,9 @@ def _load(
                     f"{path}: holds {frames} frames or pages, but one image per file is expected: "
                     "save each frame as a file of its own."
                 )
-            if any(";16" in str(tile.args) for tile in image.tile) and image.mode == "RGB":
-                notes.append("16 bits per colour channel reduced to 8")
+            deep = any(";16" in str(tile.args) for tile in image.tile)
+            if deep and image.mode in ("RGB", "RGBA", "LA", "CMYK"):
+                notes.append(_DEEP)
             orientation = image.getexif().get(
                 _ORIENTATION, 1
             )  # loading a TIFF turns it and forgets
@@ -230,11 +260,13 @@ def _to_uint8(pixels: np.ndarray, path: str | pathlib.Path) -> tuple[np.ndarray,
 
 
 def _read_one_mask(path: str | pathlib.Path) -> np.ndarray:
-    image, _ = _load(path)
+    image, notes = _load(path)
+    if _DEEP in notes:
+        raise InputError(
+            f"{path}: the mask has 16 bits per channel: save as 8-bit or as 16-bit grey."
+        )
     if image.mode == "P":
-        shown = _shown_palette(image)
-        black_and_white = shown.ndim == 2 and np.isin(shown, (0, 255)).all()
-        return shown if black_and_white else np.asarray(image)
+        return _palette_mask(image, path)
     if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         image = image.convert("RGB")
     values = np.asarray(image)
@@ -255,9 +287,33 @@ def _read_one_mask(path: str | pathlib.Path) -> np.ndarray:
     if spread > (SMEAR if colours.max() > 127 else 0):
         raise InputError(
             f"{path}: this mask is coloured (a colour legend, or a photo?): save the class ids "
-            "0, 1, 2, ... in one grey channel, or one black and white file per class."
+            "0, 1, 2, ... in one grey channel."
         )
     return np.ascontiguousarray(colours[..., number // 2])
+
+
+def _palette_mask(image: Image.Image, path: str | pathlib.Path) -> np.ndarray:
+    """0 and 255, or the indices into the palette where these can be class ids.
+
+    The whole palette decides, and not the colours that one file uses: all of a data set are read alike.
+    But black that is not at 0 is the background of a picture, whatever other colours there are.
+    """
+    indices, palette = np.asarray(image), np.zeros((256, 3), np.uint8)
+    entries = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    palette[: len(entries)] = entries
+    used = palette[np.unique(indices)]
+    is_grey = (entries == entries[:, :1]).all()
+    black_elsewhere = (palette[np.unique(indices[indices > 0])] == 0).all(axis=-1).any()
+    if np.isin(used, (0, 255)).all() and (used == used[:, :1]).all():
+        if is_grey or black_elsewhere:
+            return palette[indices][..., 0]
+    is_dark = used.max(axis=-1) < SMEAR
+    if is_dark.any() and palette[0].max() >= SMEAR:
+        raise InputError(
+            f"{path}: this mask is coloured and black is not the first colour of its palette (reduced from "
+            "a colour legend, or a photo?): save the class ids 0, 1, 2, ... in one grey channel."
+        )
+    return indices
 
 
 def _size(array: np.ndarray) -> str:

@@ -32,11 +32,20 @@ def load_model():
 
 
 def read_picture(path):
-    """uint8 `[H, W, 3]`, upright."""
+    """uint8 `[H, W, 3]`, upright; more than 8 bits of grey are stretched, as for the training."""
     from PIL import Image, ImageOps
 
     with Image.open(path) as picture:
-        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode != "F" and not picture.mode.startswith("I"):
+            return np.asarray(picture.convert("RGB"))
+        grey = np.asarray(picture).astype(np.float64)
+    low, high = grey.min(), grey.max()
+    if not np.isfinite(high - low):
+        sys.exit(f"{path}: holds NaN or infinite values: replace them and save it again.")
+    if not (low >= 0 and 1 < high <= 255 and (grey == np.floor(grey)).all()):
+        grey = (grey - low) * (255.0 / max(high - low, 1e-12))
+    return np.repeat(np.rint(grey).astype(np.uint8)[..., None], 3, axis=-1)
 
 
 def to_mask(probabilities, threshold):

@@ -99,22 +99,42 @@ def test_floats_are_stretched_and_nan_is_refused(tmp_path):
         transforms.read_mask(tmp_path / "b.tif")
 
 
-def test_sixteen_bit_colour_is_reduced_with_a_note(tmp_path):
-    rows = (
-        b"\0" + (COLOUR[0] * np.uint16(256) + 9).astype(">u2").tobytes()
-    )  # Pillow cannot write such files
+def _deep_png(path, pixels):
+    """Writes 16 bits per channel, of 2 (grey and alpha), 3 or 4; Pillow cannot."""
+    height, width, channels = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    kind = {2: 4, 3: 2, 4: 6}[channels]
     chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", 4, 1, 16, 2, 0, 0, 0)),
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)),
         (b"IDAT", zlib.compress(rows)),
     ]
     data = b"\x89PNG\r\n\x1a\n"
     for name, body in [*chunks, (b"IEND", b"")]:
         data += struct.pack(">I", len(body)) + name + body
         data += struct.pack(">I", zlib.crc32(name + body))
-    (tmp_path / "a.png").write_bytes(data)
-    image, notes = transforms.read_image(tmp_path / "a.png")
-    np.testing.assert_array_equal(image, COLOUR[:1])
-    assert notes == ("16 bits per colour channel reduced to 8",)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_sixteen_bit_colour_is_reduced_with_a_note_unless_next_to_nothing_is_left(
+    tmp_path, channels
+):
+    opaque = np.full((3, 4, 1), 65535)
+    colours = RAMP[..., None] if channels == 2 else COLOUR
+    deep = [colours * np.uint16(256) + 9, *[opaque] * (channels != 3)]
+    image, notes = transforms.read_image(_deep_png(tmp_path / "a.png", np.concatenate(deep, -1)))
+    np.testing.assert_array_equal(image, np.broadcast_to(colours, image.shape))
+    assert notes[0] == "16 bits per colour channel reduced to 8"
+    deep[0] = colours * np.uint16(16)  # 12 bits, of which the upper 8 of 16 are at most 15
+    path = _deep_png(tmp_path / "b.png", np.concatenate(deep, -1))
+    with pytest.raises(InputError, match=r"b\.png: has 16 bits per channel.*nearly black.*8-bit"):
+        transforms.read_image(path)
+    deep[0] = np.zeros_like(colours, np.uint16)
+    deep[0][1:, 2:] = 1  # a mask of 0 and 1
+    path = _deep_png(tmp_path / "c.png", np.concatenate(deep, -1))
+    with pytest.raises(InputError, match="16 bits per channel: save as 8-bit or as 16-bit grey"):
+        transforms.read_mask(path)
 
 
 @pytest.mark.parametrize("extension", ["png", "jpg", "tif"])
@@ -129,6 +149,15 @@ def test_exif_rotation_is_applied_to_image_and_mask(tmp_path, extension):
     np.testing.assert_array_equal(image[..., 0] > 127, np.rot90(stored > 127, -1))
     np.testing.assert_array_equal(transforms.read_mask(path), image[..., 0])
     assert transforms.read_size(path) == (32, 16)
+
+
+@pytest.mark.parametrize("kind", [1, 2, 7])  # bytes, text, undefined, in place of a number
+def test_an_orientation_that_is_no_number_is_none(tmp_path, kind):
+    entry = struct.pack("<HHI4s", 0x0112, kind, 2 if kind == 2 else 1, b"6\0\0\0")
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + struct.pack("<I", 0)
+    path = _save(tmp_path, "a.jpg", np.zeros((16, 32), np.uint8), exif=exif)
+    assert transforms.read_size(path) == (16, 32)
+    assert transforms.read_image(path)[0].shape == (16, 32, 1)
 
 
 def test_several_frames_are_refused(tmp_path):
@@ -234,10 +263,47 @@ def test_palette_masks(tmp_path):
     np.testing.assert_array_equal(transforms.read_mask(tmp_path / "inverted.png"), BLOB * 255)
 
 
+def _palette(folder, name, indices, *colours, padding=()):
+    image = Image.fromarray(indices, "P")
+    image.putpalette([*np.ravel(colours).tolist(), *padding])
+    image.save(folder / name)
+    return folder / name
+
+
+def test_the_whole_palette_says_whether_a_mask_is_black_and_white(tmp_path):
+    black, white, red = (0, 0, 0), (255, 255, 255), (255, 0, 0)
+    both = BLOB.copy()
+    both[12:] = 2
+    for ids in (BLOB, both):  # whether red is used or not
+        path = _palette(tmp_path, "ids.png", ids, black, white, red)
+        np.testing.assert_array_equal(transforms.read_mask(path), ids)
+    ramp = [v for v in range(2, 256) for _ in range(3)]
+    for name, padding in {"zeros.png": [0] * 762, "ramp.png": ramp, "none.png": []}.items():
+        path = _palette(tmp_path, name, BLOB, black, white, padding=padding)
+        np.testing.assert_array_equal(transforms.read_mask(path), BLOB * 255)
+    web = _palette(tmp_path, "web.png", 4 - BLOB * 2, black, red, white, red, black)
+    np.testing.assert_array_equal(transforms.read_mask(web), BLOB * 255)
+
+
+@pytest.mark.parametrize("extension", ["png", "gif"])
+def test_a_palette_of_colours_that_does_not_begin_with_black_is_refused(tmp_path, extension):
+    drawn = np.zeros((16, 20, 3), np.uint8)
+    drawn[BLOB > 0] = (255, 0, 0)
+    path = tmp_path / f"a.{extension}"
+    Image.fromarray(drawn).quantize(2).save(path)  # the object is 0, the background is 1
+    with pytest.raises(InputError, match="coloured and black is not the first colour.*class ids"):
+        transforms.read_mask(path)
+    grey = _palette(tmp_path, "grey.png", BLOB * 2, (128,) * 3, (200,) * 3, (0, 0, 0))
+    with pytest.raises(InputError, match="black is not the first"):
+        transforms.read_mask(grey)
+    light = _palette(tmp_path, "light.png", BLOB, (255, 255, 255), (255, 0, 0))
+    np.testing.assert_array_equal(transforms.read_mask(light), BLOB)
+
+
 def test_colour_legend_and_alpha_drawing_are_refused(tmp_path):
     legend = np.zeros((16, 20, 3), np.uint8)
     legend[BLOB > 0] = (255, 0, 0)
-    with pytest.raises(InputError, match=r"legend\.png.*colour legend.*class ids"):
+    with pytest.raises(InputError, match=r"legend\.png.*colour legend.*in one grey channel\.$"):
         transforms.read_mask(_save(tmp_path, "legend.png", legend))
     with pytest.raises(InputError, match="colour legend"):
         transforms.read_mask(_save(tmp_path, "dark.png", legend // 255))
@@ -259,6 +325,25 @@ def test_several_masks_are_joined(tmp_path):
     small = _save(tmp_path, "a_mask_3.png", other[:5])
     with pytest.raises(InputError, match=r"a_mask_3\.png.*20 x 5.*a_mask\.png.*20 x 16"):
         transforms.read_mask([grey, small])
+
+
+def test_one_file_per_class_is_not_joined(tmp_path):
+    other = np.zeros_like(BLOB)
+    other[12:, :3] = 1
+    for value in (1, 255):
+        paths = [
+            _save(tmp_path, f"a_mask_{i}.png", m * np.uint8(value))
+            for i, m in enumerate((BLOB, other))
+        ]
+        with pytest.raises(
+            InputError, match=f"a_mask_0.png.* same value {value}, .*class ids 0, 1, 2"
+        ):
+            transforms.read_mask(paths, 2)
+    paths[1] = _save(tmp_path, "a_mask_1.png", other * 2)
+    paths[0] = _save(tmp_path, "a_mask_0.png", BLOB)
+    np.testing.assert_array_equal(transforms.read_mask(paths, 2), np.maximum(BLOB, other * 2))
+    paths[1] = _save(tmp_path, "a_mask_1.png", other * 0)
+    np.testing.assert_array_equal(transforms.read_mask(paths, 2), BLOB)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ import pytest
 from jax import export as jax_export
 from PIL import Image
 
+from fewshotseg.data import image_files
 from fewshotseg.errors import InputError
-from fewshotseg.results import export, onnx_export
+from fewshotseg.results import export, onnx_export, predict_standalone
 from fewshotseg.results.predictor import (
     Predictor,
     create_network,
@@ -139,6 +140,25 @@ def test_the_folder_predicts_by_itself(predictor, runs_on, tmp_path, monkeypatch
         np.testing.assert_array_equal(np.asarray(mask), scale * wanted)
     areas = [f"{n} {(wanted == i).sum()} px" for i, n in enumerate(predictor.class_names, 1)]
     assert done.stdout == f"a.png: {', '.join(areas)}\n"
+
+
+def test_more_than_eight_bits_are_read_as_in_the_package(tmp_path):
+    ramp = np.arange(12).reshape(3, 4)
+    for name, values in {
+        "deep.png": (ramp * 300).astype(np.uint16),
+        "shallow.png": ramp.astype(np.uint16),
+        "wide.tif": ramp.astype(np.int32) * 9999 - 70000,
+        "float.tif": ramp.astype(np.float32) / 11,
+        "plain.png": ramp.astype(np.uint8),
+    }.items():
+        Image.fromarray(values).save(tmp_path / name)
+        read, _ = image_files.read_image(tmp_path / name)
+        found = predict_standalone.read_picture(tmp_path / name)
+        assert found.dtype == np.uint8
+        np.testing.assert_array_equal(found, np.repeat(read, 3, axis=-1), name)
+    Image.fromarray(np.full((3, 4), np.nan, np.float32)).save(tmp_path / "nan.tif")
+    with pytest.raises(SystemExit, match=r"nan.tif: holds NaN"):
+        predict_standalone.read_picture(tmp_path / "nan.tif")
 
 
 def test_without_a_translation_there_is_still_the_rest(tmp_path):

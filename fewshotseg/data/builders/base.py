@@ -206,7 +206,7 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         return mask, mask_values.mask_notes(raw, len(self.class_names))
 
     def _read_raw(self, item: Item, paths: Sequence[pathlib.Path], size: tuple[int, int]):
-        raw = transforms.read_mask(paths)
+        raw = transforms.read_mask(paths, len(self.class_names))
         if raw.shape != size:
             raise InputError(
                 f"{paths[0]}: the mask is {raw.shape[1]} x {raw.shape[0]} pixels, but its "
