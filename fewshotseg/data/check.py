@@ -35,7 +35,7 @@ def check_source(
     Faults are collected, not raised: the caller looks at `report['faults']`.
 
     Args:
-      source: the data set; if it has `faults` of its own (see `FolderSource`), they are taken over.
+      source: the data set; its own `faults` and `notes` are taken over, if it has any (see `FolderSource`).
       output_dir: created if need be.
       image_size: of the network, in pixels: objects that vanish at this size are reported.
       quiet: do not print the table or a progress bar.
@@ -71,8 +71,9 @@ def check_source(
             split = draw(_readable(survey))
         except InputError as error:
             faults["split"] = f"split of the cases that can be read: {error}"
-    root = f"{getattr(source, 'root', '')}/"
-    report = summarise(survey, split, {key: text.replace(root, "") for key, text in faults.items()})
+    if root := getattr(source, "root", ""):
+        faults = {key: text.removeprefix(f"{root}/") for key, text in faults.items()}
+    report = summarise(survey, split, faults)
     files.write_json(output / "check.json", report)
     if sheet:
         from fewshotseg import figures  # Matplotlib is slow to import and only drawn with here
@@ -144,7 +145,8 @@ def summarise(
         "duplicates": [[ids[i], ids[j], round(value, 4)] for i, j, value in pairs],
         "notes": dict(collections.Counter(n for r in seen for n in r.notes).most_common()),
     }
-    report["warnings"] = warnings(report, shares)
+    notes = [n for n in getattr(source, "notes", ()) if n not in report["split_notes"]]
+    report["warnings"] = notes + warnings(report, shares)
     if not shares.any():
         message = (
             f"data set {source.name!r}: none of the {len(records)} masks has any foreground: "

@@ -5,6 +5,7 @@ validation cases are drawn from 'train'. Written likewise, so that nnU-Net train
 had labels of and is measured on the same ones.
 """
 
+import collections
 import json
 import os
 import pathlib
@@ -44,7 +45,12 @@ def read(path: str | os.PathLike[str], fold: int, known: Sequence[str]) -> dict 
         raise InputError(
             f'{path}: fold {fold} is not of the form {{"train": ["id", ...], "val": ["id", ...]}}.'
         ) from error
-    names = {_CHANNEL.sub("", case_id): case_id for case_id in known}
+    names = {case_id: case_id for case_id in known}
+    count = collections.Counter(_CHANNEL.sub("", case_id) for case_id in known)
+    for case_id in known:
+        name = _CHANNEL.sub("", case_id)
+        if count[name] == 1:
+            names.setdefault(name, case_id)
     origin = f"{path} (fold {fold})"
     pool, test = (
         split_files.resolve_ids([names.get(i, i) for i in part], known, origin) for part in parts
@@ -54,12 +60,23 @@ def read(path: str | os.PathLike[str], fold: int, known: Sequence[str]) -> dict 
     return {"pool": pool, "test": test}
 
 
-def write(path: str | os.PathLike[str], split: split_files.Split) -> None:
+def write(
+    path: str | os.PathLike[str], split: split_files.Split, known: Sequence[str] = ()
+) -> None:
     """Writes a split as the only fold: 'train' has its training and validation cases, 'val' the test's.
+
+    Args:
+      path: of the file.
+      split: which cases.
+      known: all ids. Where these differ in their last four digits alone, as IMG_0001 and IMG_0002 do, the
+        digits are no channel and stay.
 
     Raises:
       InputError: the file cannot be written.
     """
     parts = {"train": (*split.train, *split.validation), "val": split.test}
-    fold = {part: sorted(_CHANNEL.sub("", i) for i in ids) for part, ids in parts.items()}
+    every = {*known, *parts["train"], *parts["val"]}
+    channels = len({_CHANNEL.sub("", case_id) for case_id in every}) == len(every)
+    names = {case_id: _CHANNEL.sub("", case_id) if channels else case_id for case_id in every}
+    fold = {part: sorted(names[i] for i in ids) for part, ids in parts.items()}
     files.write_json(path, [fold])

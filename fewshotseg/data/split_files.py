@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 import pathlib
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 from fewshotseg import files
@@ -56,7 +57,8 @@ def read_ids(path: str | os.PathLike[str]) -> tuple[str, ...]:
 def resolve_ids(names: Iterable[str], known: Sequence[str], origin: str) -> tuple[str, ...]:
     """Checks ids against the known ones and drops repetitions.
 
-    A file extension is forgiven, and so is a missing folder where only one id ends in that name.
+    A file extension is forgiven, and so is a missing folder where only one id ends in that name, and an
+    accent that is a character of its own, as in the names of files on macOS.
 
     Raises:
       InputError: names the origin, the first unknown id and the closest known one.
@@ -68,6 +70,7 @@ def resolve_ids(names: Iterable[str], known: Sequence[str], origin: str) -> tupl
             lookup.setdefault(case_id.rpartition("/")[2], case_id)
     resolved, unknown = [], []
     for name in names:
+        name = name if name in lookup else unicodedata.normalize("NFC", name)
         stem, extension = os.path.splitext(name)
         if name not in lookup and extension.lower() in EXTENSIONS:
             name = stem

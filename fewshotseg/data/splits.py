@@ -108,7 +108,10 @@ def few_shot_split(
         notes = _straddling((train, validation, test), cluster_of, further)
     if not hold_out:
         notes.append(f"no case is held out to validate: all {len(train)} labelled cases train")
-    notes += _common_groups(survey, (*train, *validation), further)
+    notes += [
+        *getattr(source, "notes", ()),
+        *_common_groups(survey, (*train, *validation), further),
+    ]
     return Split(
         train,
         validation,

@@ -5,6 +5,7 @@ the 0..255 that all images of this package have. A file's own axes, affine and h
 them, and what `label_files` writes for it has these.
 """
 
+import contextlib
 import dataclasses
 import gzip
 import pathlib
@@ -110,8 +111,8 @@ def read_header(path: str | pathlib.Path, data: bytes | None = None) -> Any:
       data: what the file holds, where that came another way; then `path` only names it in messages.
 
     Raises:
-      InputError: nibabel is not installed, the file is missing, empty or no NIfTI, has four axes, or an
-        affine that places it nowhere; or as for `dicom_files.read_header`.
+      InputError: nibabel is not installed, the file is missing, empty or no NIfTI, has four axes, an affine
+        that places it nowhere, or another unit than mm; or as for `dicom_files.read_header`.
     """
     path = pathlib.Path(path)
     if data is None and path.is_dir():
@@ -152,6 +153,9 @@ def read_header(path: str | pathlib.Path, data: bytes | None = None) -> Any:
         )
     if fault := geometry.fault_of(affine):
         raise InputError(f"{path}: the affine in the header {fault}: export the volume again.")
+    with contextlib.suppress(KeyError):  # a number that stands for no unit
+        if (unit := image.header.get_xyzt_units()[0]) in ("micron", "meter"):
+            raise InputError(f"{path}: the unit in the header is {unit}: save it in mm.")
     return image
 
 

@@ -211,7 +211,7 @@ def describe(data: cases.Data, workdir: pathlib.Path) -> None:
     print(check.describe(data), flush=True)
     tests = {name: ids for name, (_, ids) in data.test_sets.items()}
     split_files.write_split(workdir / "splits.json", data.split, tests)
-    nnunet_folds.write(workdir / "splits_final.json", data.split)
+    nnunet_folds.write(workdir / "splits_final.json", data.split, data.source.ids)
     run_folder.write_classes(workdir, data.source)
     train = [data.source.load(i) for i in data.split.train]
     figures.contact_sheet(train, workdir / "contact_sheet.png")

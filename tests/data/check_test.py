@@ -108,6 +108,16 @@ def test_classes_of_few_pixels_are_told_with_a_size_that_has_enough(tmp_path):
     assert report["small"] and not warning
 
 
+@pytest.mark.parametrize("root, shown", [("", "/data/a.png"), ("/data", "a.png")])
+def test_only_the_root_is_left_out_and_only_at_the_start(tmp_path, root, shown):
+    source = _Source([_case("a", 9, 9, []), _case("b", 9, 9, [(1, 4, 4)])])
+    source.faults = {"a": "/data/a.png: not /other/data/b.png: mend it."}
+    if root:
+        source.root = root
+    report = check_source(source, tmp_path, 9, quiet=True)
+    assert report["faults"][0]["message"] == f"{shown}: not /other/data/b.png: mend it."
+
+
 def test_contact_sheet_shows_the_outline(tmp_path):
     plain, marked = tmp_path / "plain", tmp_path / "marked"
     for folder, boxes in ((plain, []), (marked, [(1, 20, 20)])):

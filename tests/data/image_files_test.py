@@ -452,6 +452,12 @@ def test_unexpected_binary_values_are_listed(values):
         mask_values.mask_to_class_ids(raw, 1, "odd.png")
 
 
+def test_a_value_that_is_nearly_whole_is_not_listed_as_whole():
+    raw = np.array([[0, 0.9999999]], np.float32)
+    with pytest.raises(InputError, match=r"values 0, 0\.9999999, which are no class ids"):
+        mask_values.mask_to_class_ids(raw, 1, "a.png")
+
+
 def test_class_ids_and_their_faults():
     raw = np.array([[0, 1], [2, 2]])
     np.testing.assert_array_equal(mask_values.mask_to_class_ids(raw, 2, "a.png"), raw)

@@ -68,6 +68,29 @@ def test_what_is_written_is_read_as_the_same_cases(pictures, tmp_path):
     assert set(again.test) == set(split.test)
 
 
+def test_numbers_of_a_camera_are_no_channels(tmp_path):
+    path = tmp_path / "splits_final.json"
+    split = split_files.Split(("IMG_0001",), ("IMG_0002",), ("DSC_0001",))
+    known = ("DSC_0001", "DSC_0002", "IMG_0001", "IMG_0002")
+    for every in (known, ()):
+        nnunet_folds.write(path, split, every)
+        (fold,) = json.loads(path.read_text())
+        assert fold == {"train": ["IMG_0001", "IMG_0002"], "val": ["DSC_0001"]}
+    assert nnunet_folds.read(path, 0, known) == {
+        "pool": ("IMG_0001", "IMG_0002"),
+        "test": ("DSC_0001",),
+    }
+    # Those of a split alone may have names that are only unique there.
+    nnunet_folds.write(path, split_files.Split(("IMG_0001",), (), ("DSC_0001",)), known)
+    assert json.loads(path.read_text()) == [{"train": ["IMG_0001"], "val": ["DSC_0001"]}]
+    path.write_text(json.dumps([{"train": ["IMG"], "val": ["DSC_0001"]}]))
+    with pytest.raises(InputError, match="there is no case 'IMG'"):
+        nnunet_folds.read(path, 0, known)
+    path.write_text(json.dumps([{"train": ["CT"], "val": ["IMG"]}]))
+    found = nnunet_folds.read(path, 0, ("CT_0000", "IMG", "IMG_0001"))
+    assert found == {"pool": ("CT_0000",), "test": ("IMG",)}
+
+
 def test_volumes_likewise_and_what_is_refused(tmp_path):
     source = VolumeSource(str(volumes.write_nnunet(tmp_path / "data", number=6)))
     path = tmp_path / "splits_final.json"

@@ -118,6 +118,27 @@ def test_files_that_are_refused(tmp_path):
         volume_files.read_volume(tmp_path / "none.nii")
 
 
+@pytest.mark.parametrize(
+    "unit, fine", [("mm", True), ("unknown", True), ("micron", False), ("meter", False)]
+)
+def test_another_unit_than_mm_is_refused(tmp_path, unit, fine):
+    image = nibabel.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4))
+    image.header.set_xyzt_units(unit)
+    nibabel.save(image, tmp_path / "a.nii")
+    if fine:
+        assert volume_files.read_volume(tmp_path / "a.nii").spacing == (1.0, 1.0, 1.0)
+        return
+    with pytest.raises(InputError, match=f"a.nii: the unit in the header is {unit}: save it in mm"):
+        volume_files.read_volume(tmp_path / "a.nii")
+
+
+def test_a_number_that_stands_for_no_unit_is_left_alone(tmp_path):
+    image = nibabel.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4))
+    image.header["xyzt_units"] = 7
+    (tmp_path / "a.nii").write_bytes(image.to_bytes())
+    assert volume_files.read_volume(tmp_path / "a.nii").values.shape == (4, 4, 4)
+
+
 def test_labels_that_are_refused(tmp_path):
     image, label = volumes.make_ball(0)
     path = volumes.save(tmp_path / "image.nii", image)
@@ -142,6 +163,9 @@ def test_labels_that_are_refused(tmp_path):
         label_files.check_same_grid(path, labels(label, far))
     with pytest.raises(InputError, match="no whole numbers"):
         label_files.to_class_ids(volume_files.read_volume(labels(label * 0.5)).values, 2, "x")
+    nearly = label.astype(np.float32) * np.float32(0.9999999)
+    with pytest.raises(InputError, match="0, 0.9999999, 1.9999998, which are no whole numbers"):
+        label_files.to_class_ids(nearly, 2, "x")
     whole = volume_files.read_volume(labels(label.astype(np.float32))).values
     assert label_files.to_class_ids(whole, 2, "x").dtype == np.uint8
     with pytest.raises(InputError, match=r"values 0, 1, 2, but .*0\.\.1"):

@@ -39,6 +39,7 @@ class FolderSource:
         by path where a file is no case), and raised by `load`, so that a check can list them.
 
     Attributes:
+      notes: what may be wrong with all of it: a group pattern that does not match every id.
       labels: see `class_ids` and `ignore_id`.
       root: the folder that holds all files: what a message may leave out.
       faults: see `strict`; empty if it is set.
@@ -69,6 +70,7 @@ class FolderSource:
         self.class_names = tuple(class_names)
         self.labels = as_labels(class_ids, ignore_id)
         self.labels.check(len(self.class_names), "data.folder")
+        self.notes: tuple[str, ...] = ()
         self.official_splits: Mapping[str, tuple[str, ...]] = {}
         if pairs_csv:
             place = pathlib.Path(pairs_csv).expanduser()
@@ -92,6 +94,8 @@ class FolderSource:
         if group_pattern:
             found_groups = groups.find_groups(group_pattern, self.ids, _PATTERN)
             self._groups = {**self._groups, **found_groups}
+            note = groups.some_groups(group_pattern, self.ids, self._groups, _PATTERN)
+            self.notes = (note,) if note else ()
         lost = bool(group_pattern) and bool(self.ids) and not any(self._groups.values())
         if lost and strict:
             raise InputError(groups.no_groups(group_pattern, self.ids, _PATTERN))
@@ -115,7 +119,7 @@ class FolderSource:
             resolve_ids([case_id], self.ids, f"data set {self.name!r}")
         image_path, mask_paths = self._images[case_id], self._masks[case_id]
         image, notes = image_files.read_image(image_path)
-        raw = image_files.read_mask(mask_paths)
+        raw = image_files.read_mask(mask_paths, len(self.class_names))
         if raw.shape != image.shape[:2]:
             raise InputError(_size_message(image_path, image.shape, mask_paths[0], raw.shape))
         mask = mask_values.mask_to_class_ids(raw, len(self.class_names), mask_paths[0], self.labels)
@@ -162,7 +166,7 @@ class FolderSource:
     def _require_foreground(self) -> None:
         for case_id in self.ids:  # as a rule the first one settles it
             paths = self._masks[case_id]
-            raw = image_files.read_mask(paths)
+            raw = image_files.read_mask(paths, len(self.class_names))
             mask = mask_values.mask_to_class_ids(raw, len(self.class_names), paths[0], self.labels)
             if is_foreground(mask).any():
                 return

@@ -1,7 +1,7 @@
 """Patients and series, from a regular expression of a user that finds them in the ids of cases."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fewshotseg.errors import InputError
 
@@ -20,6 +20,17 @@ def find_groups(pattern: str, ids: Sequence[str], field: str) -> dict[str, str]:
         ) from error
     found = {case_id: match for case_id in ids if (match := compiled.search(case_id))}
     return {i: match[1 if match.groups() else 0] or "" for i, match in found.items()}
+
+
+def some_groups(pattern: str, ids: Sequence[str], found: Mapping[str, str], field: str) -> str:
+    """What to say where some of the ids have no group; '' where all have one."""
+    left = [case_id for case_id in ids if not found.get(case_id)]
+    if not left:
+        return ""
+    return (
+        f"{field} is {pattern!r}, which leaves {len(left)} of the {len(ids)} ids without a group, for "
+        f"example {', '.join(left[:2])}: patients may be on two sides of the split; correct the pattern"
+    )
 
 
 def no_groups(pattern: str, ids: Sequence[str], field: str) -> str:

@@ -21,9 +21,10 @@ import dataclasses
 import os
 import pathlib
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
-from fewshotseg.data import image_files
+from fewshotseg.data import image_files, walk
 from fewshotseg.errors import InputError
 
 IMAGE_WORDS = ("image", "img", "training", "test", "0000")
@@ -139,7 +140,7 @@ def _compile(mask_pattern: str) -> re.Pattern | None:
             f"data.folder.mask_pattern is {mask_pattern!r}: write {{stem}} once, where the image's "
             "name goes, as in '{stem}_mask'."
         )
-    without_extension = mask_pattern
+    without_extension = mask_pattern = unicodedata.normalize("NFC", mask_pattern)
     if image_files.extension_of(mask_pattern) in image_files.EXTENSIONS:
         without_extension = os.path.splitext(mask_pattern)[0]
     escaped = re.escape(without_extension).replace(re.escape("{stem}"), "(?P<base>.+)")
@@ -147,7 +148,9 @@ def _compile(mask_pattern: str) -> re.Pattern | None:
 
 
 def _id(folder: pathlib.Path, path: pathlib.Path) -> str:
-    return path.relative_to(folder).with_suffix("").as_posix()
+    # macOS writes letters with accents as two characters, other systems as one.
+    name = path.relative_to(folder).with_suffix("").as_posix()
+    return unicodedata.normalize("NFC", name)
 
 
 def _plain(folder: str) -> str:
@@ -172,7 +175,7 @@ def _divide(folder: pathlib.Path, paths: Sequence[pathlib.Path], pattern: re.Pat
             continue
         case_id = _without(case_id, IMAGE_FOLDERS)
         if pattern:
-            is_mask = bool(pattern.fullmatch(path.stem))
+            is_mask = bool(pattern.fullmatch(case_id.rpartition("/")[2]))
         else:
             is_mask = _is_mask_beside(path.with_suffix(""), names)
         (masks if is_mask else images).append((case_id, path))
@@ -260,26 +263,20 @@ def _files(
     folder: pathlib.Path, excluded: Sequence[pathlib.Path], faults: list[Fault]
 ) -> list[pathlib.Path]:
     """Image files below a folder, sorted, without hidden ones and the excluded folders."""
-    excluded = {other.resolve() for other in excluded}
     found = []
-
-    def refuse(error: OSError):
-        raise InputError(f"{error.filename}: no permission to read this folder.") from error
-
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        parent = pathlib.Path(parent)
-        folders[:] = [
-            name
-            for name in folders
-            if name[0] not in "._" and (parent / name).resolve() not in excluded
-        ]
+    for parent, names in walk.walk(folder, excluded):
         for name in names:
             path = parent / name
             if name.startswith(".") or path.stem.endswith(COMPANIONS):
                 continue
-            if image_files.extension_of(name) in image_files.EXTENSIONS:
+            known = image_files.extension_of(name) in image_files.EXTENSIONS
+            hint = image_files.unsupported_hint(name)
+            if (known or hint) and not walk.is_readable(path):
+                shown = pathlib.Path(walk.readable(path))
+                faults.append(Fault("format", shown, walk.NOT_UTF8))
+            elif known:
                 found.append(path)
-            elif hint := image_files.unsupported_hint(name):
+            elif hint:
                 faults.append(Fault("format", path, hint))
     faults.sort(key=lambda fault: fault.path)
     return sorted(found)

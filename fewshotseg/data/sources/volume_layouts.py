@@ -11,15 +11,17 @@ import dataclasses
 import json
 import pathlib
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from fewshotseg.data import dicom_files, label_files, volume_files
+from fewshotseg.data import dicom_files, label_files, volume_files, walk
 from fewshotseg.errors import InputError
 from fewshotseg.labels import PLAIN, Labels
 
 IMAGE_FOLDERS = ("imagesTr", "images")
 LABEL_FOLDERS = ("labelsTr", "labels", "masks")
+_CHANNEL = re.compile(r"_\d{4}$")
 CHAOS_IMAGES, CHAOS_LABELS = "DICOM_anon", "Ground"
 
 
@@ -84,7 +86,7 @@ def pair_folders(images: pathlib.Path, labels: pathlib.Path, channel: int = 0) -
     Raises:
       InputError: no such folders, or no volumes in one of them.
     """
-    by_stem = []
+    by_stem, faults = [], {}
     kinds = (
         ("images", images, volume_files.list_volumes, volume_files.stem_of),
         ("labels", labels, label_files.list_labels, label_files.stem_of),
@@ -97,18 +99,33 @@ def pair_folders(images: pathlib.Path, labels: pathlib.Path, channel: int = 0) -
                 f"{folder}: there are no .nii or .nii.gz files in this folder, and no folders with "
                 f"{'DICOM files' if kind == 'images' else 'PNG slices'}."
             )
-        by_stem.append({stem_of(path): path for path in paths})
-    found, faults, pairs = by_stem, {}, {}
+        by_stem.append({})
+        for path in paths:
+            stem = unicodedata.normalize("NFC", stem_of(path))
+            if not walk.is_readable(path):
+                faults[walk.readable(stem)] = f"{walk.readable(path)}: {walk.NOT_UTF8}."
+            elif stem in by_stem[-1]:
+                faults[_CHANNEL.sub("", stem)] = _twice(path, by_stem[-1][stem])
+            else:
+                by_stem[-1][stem] = path
+    found, pairs = by_stem, {}
     for stem, path in found[1].items():
         names = [name for name in (stem, f"{stem}_{channel:04d}") if name in found[0]]
         if names:
             pairs[stem] = found[0][names[0]]
-        else:
+        elif stem not in faults:
             faults[stem] = f"{path}: there is no image {stem} or {stem}_{channel:04d} in {images}."
     for stem, path in found[0].items():
-        if stem not in found[1] and re.sub(r"_\d{4}$", "", stem) not in found[1]:
+        if stem not in found[1] and _CHANNEL.sub("", stem) not in found[1]:
             faults[stem] = f"{path}: this image has no labels in {labels}: label it or remove it."
     return Layout(pairs, {stem: found[1][stem] for stem in pairs}, (), faults)
+
+
+def _twice(path: pathlib.Path, first: pathlib.Path) -> str:
+    return (
+        f"{path}: has the same name as {first}, but for the folder or extension: keep one of them, or "
+        "rename one, and its labels."
+    )
 
 
 def _chaos(folder: pathlib.Path) -> Layout | None:
@@ -188,6 +205,8 @@ def _listed(training, folder, path):
         missing = [file for file in (image, label) if not file.is_file()]
         if missing:
             faults[case_id] = f"{missing[0]}: is listed in {path.name}, but there is no such file."
+        elif case_id in images:
+            faults[case_id] = _twice(image, images[case_id])
         else:
             images[case_id], labels[case_id] = image, label
     return images, labels, faults

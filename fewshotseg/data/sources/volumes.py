@@ -38,6 +38,7 @@ class VolumeSource:
       strict: raise a fault at construction; otherwise all are kept in `faults`.
 
     Attributes:
+      notes: what may be wrong with all of it: a group pattern that does not match every id.
       labels: which values mean what.
       root: the folder that holds all files: what a message may leave out.
       faults: message by id; empty if `strict`.
@@ -90,7 +91,7 @@ class VolumeSource:
         ids = tuple(sorted(self._images))
         if include:
             ids = tuple(sorted(resolve_ids(read_ids(include), ids, include)))
-            self.faults = {}
+            self.faults = {i: fault for i, fault in self.faults.items() if i in ids}
         self.ids = ids
         for case_id in self.ids:
             try:
@@ -104,11 +105,13 @@ class VolumeSource:
                 f"{place}: {len(self.ids)} labelled volumes found, but at least {minimum_cases} are "
                 "needed: label more."
             )
-        self._groups = {}
+        self._groups, self.notes = {}, ()
         if group_pattern:
             self._groups = groups.find_groups(group_pattern, self.ids, _PATTERN)
             if not any(self._groups.values()):
                 raise InputError(groups.no_groups(group_pattern, self.ids, _PATTERN))
+            note = groups.some_groups(group_pattern, self.ids, self._groups, _PATTERN)
+            self.notes = (note,) if note else ()
 
     def load(self, case_id: str) -> Case:
         """Reads one case: image float32 `[D, H, W, 1]` in [0, 255], mask uint8 `[D, H, W]`.

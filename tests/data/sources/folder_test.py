@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fewshotseg.data import cases
+from fewshotseg.data.check import check_source
 from fewshotseg.data.sources.folder import FolderSource
+from fewshotseg.data.survey import Survey
 from fewshotseg.errors import InputError
 
 
@@ -136,12 +139,38 @@ def test_a_group_pattern_that_matches_nothing_is_refused(tmp_path):
     assert "0 groups" in source.faults["group_pattern"] and len(source.ids) == 5
 
 
+def test_a_group_pattern_that_matches_some_ids_is_told(tmp_path):
+    images, masks = _folders(tmp_path, 8)
+    said = "which leaves 2 of the 8 ids without a group, for example case6, case7"
+    source = FolderSource(images, masks, group_pattern=r"case[0-5]")
+    assert len(source.notes) == 1 and said in source.notes[0]
+    assert "data.folder.group_pattern" in source.notes[0]
+    report = check_source(source, tmp_path / "check", 16, quiet=True, draw=_draw)
+    assert said in report["warnings"][0] and not report["split_notes"] and not report["faults"]
+    notes = _draw(Survey(source)).notes
+    assert [said in note for note in notes].count(True) == 1
+    assert not FolderSource(images, masks, group_pattern=r"case\d").notes
+
+
+def _draw(survey):
+    return cases.create_split(survey, num_train=2, num_validation=1, seed=0, look_alike=1.0)
+
+
 def test_several_classes(tmp_path):
     images, masks = _folders(tmp_path)
     for path in masks.iterdir():
         _write(path, _mask(0, 1) + _mask(7, 2))
     source = FolderSource(images, masks, ("disc", "cup"))
     assert set(np.unique(source.load("case1").mask)) == {0, 1, 2}
+
+
+def test_one_file_per_class_is_refused(tmp_path):
+    images, masks = _folders(tmp_path, ending="_mask_1")
+    for index in range(5):
+        _write(masks / f"case{index}_mask_2.png", _mask(0))
+    assert len(FolderSource(images, masks).ids) == 5
+    with pytest.raises(InputError, match="one file per class"):
+        FolderSource(images, masks, ("disc", "cup"))
 
 
 def test_notes_reach_the_case(tmp_path):

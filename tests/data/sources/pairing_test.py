@@ -1,6 +1,7 @@
 """Layouts in which images and masks come, and names that fit nothing or too much."""
 
 import os
+import unicodedata
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from fewshotseg.data.sources import pairing
 from fewshotseg.data.sources.folder import FolderSource
+from fewshotseg.data.split_files import resolve_ids
 from fewshotseg.errors import InputError
 
 # Image -> its masks, below one root; {} is a number. The image folder, the mask folder.
@@ -163,3 +165,46 @@ def test_masks_beside_the_images_of_a_prediction(tmp_path):
         "mask.png": False, "7.png": False,
     }.items():  # fmt: skip
         assert pairing.is_mask_of(tmp_path / name, images) == expected, name
+
+
+def _cases(folder, *places):
+    for place in places:
+        for kind in ("images", "masks"):
+            _write(folder / kind / place, 1)
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
+    _cases(tmp_path, "a.png", "_b/c.png", "__MACOSX/d.png", ".trash/e.png")
+    _cases(tmp_path / "elsewhere", "f.png", "deep/g.png")
+    for kind in ("images", "masks"):
+        (tmp_path / kind / "site").symlink_to(tmp_path / "elsewhere" / kind)
+        (tmp_path / "elsewhere" / kind / "back").symlink_to(tmp_path / kind)
+        (tmp_path / kind / "_b" / "all").symlink_to(tmp_path)
+    found = pairing.pair_folders(tmp_path / "images", tmp_path / "masks")
+    assert not found.faults and found.images.keys() == found.masks.keys()
+    assert set(found.images) == {"a", "_b/c", "site/f", "site/deep/g"}
+
+
+def test_accents_of_macos_match(tmp_path):
+    one, two = (unicodedata.normalize(form, "Müller") for form in ("NFC", "NFD"))
+    _write(tmp_path / "images" / f"{one}.png", 1)
+    _write(tmp_path / "masks" / f"{two}_mask.png", 1)
+    for pattern in ("", "{stem}_mask"):
+        found = pairing.pair_folders(tmp_path / "images", tmp_path / "masks", pattern)
+        assert not found.faults and list(found.masks) == [one]
+    assert resolve_ids([two, f"{two}.png"], [one], "the list") == (one,)
+
+
+def test_names_that_are_not_utf8_are_faults(tmp_path):
+    _cases(tmp_path, "a.png", "b.png", "c.png", "d.png")
+    name = os.fsdecode(b"M\xfcller.png")
+    for kind in ("images", "masks"):
+        (tmp_path / kind / "d.png").rename(tmp_path / kind / name)
+    source = FolderSource(tmp_path / "images", tmp_path / "masks", strict=False, minimum_cases=1)
+    assert source.ids == ("a", "b", "c") and len(source.faults) == 2
+    for fault in source.faults.values():
+        assert (
+            fault.endswith("M\\xfcller.png: the name is not UTF-8: rename it.") and fault.encode()
+        )
+    with pytest.raises(InputError, match="not UTF-8: rename it"):
+        FolderSource(tmp_path / "images", tmp_path / "masks")

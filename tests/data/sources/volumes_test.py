@@ -1,6 +1,8 @@
 """Folders of volumes in their layouts, and what is wrong with them."""
 
 import json
+import os
+import unicodedata
 
 import nibabel
 import numpy as np
@@ -147,3 +149,62 @@ def test_values_with_gaps_and_an_ignore_label(tmp_path):
         InputError, match=r"data.volumes.class_ids is \(0, 4\): give 3 different numbers"
     ):
         VolumeSource(str(root), class_ids=(0, 4))
+
+
+def test_files_of_one_name_are_a_fault_that_names_both(tmp_path):
+    image, label = files.make_ball(0)
+    root = files.write_nnunet(tmp_path / "nnunet")
+    files.save(root / "labelsTr" / "ball_000.nii", label)
+    files.save(root / "imagesTr" / "ball_001_0000.nii", image)
+    with pytest.raises(
+        InputError, match=r"ball_001_0000.nii.gz: has the same name as .*_0000.nii,"
+    ):
+        VolumeSource(str(root))
+    found = VolumeSource(str(root), strict=False)
+    assert set(found.faults) == {"ball_000", "ball_001"} and len(found.ids) == 5
+    assert (
+        "ball_000.nii.gz" in found.faults["ball_000"]
+        and "ball_000.nii," in found.faults["ball_000"]
+    )
+    (tmp_path / "two.txt").write_text("ball_000\nball_002\n")
+    kept = VolumeSource(str(root), include=str(tmp_path / "two.txt"), strict=False)
+    assert set(kept.faults) == {"ball_000"}
+    training = []
+    for site in "AB":
+        for i in range(3):
+            for kind, array in (("img", image), ("lab", label)):
+                files.save(tmp_path / "msd" / site / kind / f"{i:03d}.nii.gz", array)
+            training.append(
+                {"image": f"{site}/img/{i:03d}.nii.gz", "label": f"{site}/lab/{i:03d}.nii.gz"}
+            )
+    about = {"labels": {"0": "background", "1": "ball", "2": "core"}, "training": training}
+    (tmp_path / "msd" / "dataset.json").write_text(json.dumps(about))
+    with pytest.raises(
+        InputError, match=r"B/img/000.nii.gz: has the same name as .*A/img/000.nii.gz"
+    ):
+        VolumeSource(str(tmp_path / "msd"), minimum_cases=1)
+
+
+def test_a_group_pattern_that_matches_some_volumes_is_told(decathlon):
+    (note,) = VolumeSource(str(decathlon), group_pattern="ball_00[0-3]").notes
+    assert "data.volumes.group_pattern" in note and "1 of the 5 ids" in note and "ball_004" in note
+    assert VolumeSource(str(decathlon), group_pattern="ball").notes == ()
+
+
+def test_names_of_volumes_that_are_not_utf8_or_written_by_macos(tmp_path):
+    root = files.write_nnunet(tmp_path)
+    for kind, old, new in (
+        ("imagesTr", "ball_000_0000", "Müller_0000"),
+        ("labelsTr", "ball_000", unicodedata.normalize("NFD", "Müller")),
+        ("imagesTr", "ball_001_0000", os.fsdecode(b"\xfc_0000")),
+        ("labelsTr", "ball_001", os.fsdecode(b"\xfc")),
+    ):
+        (root / kind / f"{old}.nii.gz").rename(root / kind / f"{new}.nii.gz")
+    for index in range(2):
+        (root / "imagesTr" / f"ball_00{index}_0001.nii.gz").unlink()
+    found = VolumeSource(str(root), strict=False)
+    assert "Müller" in found.ids and len(found.ids) == 4
+    assert {fault.rpartition("/")[2] for fault in found.faults.values()} == {
+        "\\xfc_0000.nii.gz: the name is not UTF-8: rename it.",
+        "\\xfc.nii.gz: the name is not UTF-8: rename it.",
+    }
