@@ -82,7 +82,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
       InputError: a flag, a field or a configuration that does not exist or cannot be read.
       SystemExit: --help or --version was answered.
     """
-    from fewshotseg import errors
+    from fewshotseg import errors, files
 
     values = _define_flags()
     if {"--help", "-h", "-help", "--helpfull"} & set(argv[1:]):
@@ -93,7 +93,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
         print(f"fewshotseg {importlib.metadata.version('fewshotseg')}")
         sys.exit(0)
     known = _peek(argv, mode=values["mode"].value, workdir=values["workdir"].value)
-    config = _choose_config(known.config, known.mode, known.workdir)
+    config = _choose_config(known.config, known.mode, files.at_home(known.workdir))
     try:
         config_flags.DEFINE_config_dict(
             "config", config, flag_values=values, sys_argv=_without(argv, "--config")
@@ -103,6 +103,8 @@ def parse(argv: list[str]) -> flags.FlagValues:
         raise errors.InputError(_essence(error)) from error
     if len(rest) > 1:
         raise errors.InputError(f"unexpected argument {rest[1]!r}: flags start with --.")
+    for name in ("workdir", "input", "output"):
+        values[name].value = values[name].value and files.at_home(values[name].value)
     if values.distributed:
         if values.coordinator not in (None, values.distributed):
             raise errors.InputError("give --distributed=auto or --coordinator=HOST:PORT, not both.")

@@ -145,10 +145,13 @@ def predict(config, flags) -> None:
             **wanted,
         )
         table = "areas.csv"
-    failed = [row["file"] for row in rows if row["error"]]
+    every, failed = (
+        {row["file"] for row in rows},
+        list(dict.fromkeys(row["file"] for row in rows if row["error"])),
+    )
     if failed:
         raise errors.InputError(
-            f"{len(failed)} of {len(rows)} files could not be read ({', '.join(failed[:3])}): the "
+            f"{len(failed)} of {len(every)} files could not be read ({', '.join(failed[:3])}): the "
             f"reasons are in {pathlib.Path(flags.output, table)}; all others are done."
         )
 

@@ -92,6 +92,11 @@ def append_line(path: PathLike, value: Any) -> None:
         ) from error
 
 
+def at_home(paths: str) -> str:
+    """Paths with commas between them, '~' made the user's folder: shells leave that in `--workdir=~/a`."""
+    return ",".join(map(os.path.expanduser, paths.split(",")))
+
+
 def as_json(value: Any, indent: int | None = None) -> str:
     """JSON as every reader takes it: JSON knows no NaN, so undefined numbers become null."""
     return json.dumps(_defined(value), indent=indent, ensure_ascii=False, allow_nan=False)

@@ -10,10 +10,12 @@ import sys
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import demo
 from fewshotseg import cli, commands
 from fewshotseg.errors import InputError
+from fewshotseg.results.predictor import Predictor
 from fewshotseg.runs import checkpoint
 from fewshotseg.runs import folder as run_folder
 
@@ -234,3 +236,29 @@ def test_distributed_auto_is_coordinator_auto():
         parse("--distributed=auto", "--coordinator=host:1234")
     with pytest.raises(InputError, match="--distributed"):
         parse("--distributed=yes")
+
+
+def test_the_home_of_the_user_in_paths(monkeypatch, tmp_path, trained):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    values = parse(
+        "--workdir=~/a,gs://bucket/~b,c", "--input=~/in", "--output=~/out", "--config=demo"
+    )
+    assert values.workdir == f"{tmp_path}/a,gs://bucket/~b,c"
+    assert (values.input, values.output) == (f"{tmp_path}/in", f"{tmp_path}/out")
+    assert parse("--workdir=~/run").config.seed == 5  # of the run there
+    assert parse("--config=demo").input is None
+
+
+def test_files_that_could_not_be_read_are_counted_and_not_their_rows(monkeypatch, tmp_path):
+    for name, value in (("a", 0), ("b", 1)):
+        Image.fromarray(np.full((9, 9), value, np.uint8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "c.png").write_bytes(b"")
+
+    def thirds(images):
+        return np.full((*images.shape[:-1], 3), 1 / 3, np.float32)
+
+    model = Predictor(thirds, 8, 1, ("one", "two"), 0.5, "test")
+    monkeypatch.setattr(commands, "_load_predictor", lambda *_: model)
+    values = parse("--mode=predict", f"--input={tmp_path}", f"--output={tmp_path}-out")
+    with pytest.raises(InputError, match=r"^1 of 3 files could not be read \(c.png\)"):
+        commands.predict(values.config, values)

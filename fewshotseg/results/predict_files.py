@@ -8,17 +8,17 @@ import io
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from fewshotseg import figures, files
-from fewshotseg.data import canvas, image_files
+from fewshotseg.data import canvas, image_files, walk
 from fewshotseg.data.sources import pairing
 from fewshotseg.errors import InputError
-from fewshotseg.results.prediction_folder import manifest, open_output, values_text
+from fewshotseg.results.prediction_folder import manifest, open_output, remove, values_text
 from fewshotseg.results.predictor import Predictor, PredictProbabilities, probabilities_of
 
 _TABLE, _MANIFEST = "areas.csv", "manifest.json"
@@ -90,7 +90,7 @@ def predict_files(
     earlier = open_output(
         output_dir, root, is_folder=is_folder, table_name=_TABLE, columns=_COLUMNS
     )
-    keys = [path.relative_to(root).as_posix() for path in paths]
+    keys = [walk.readable(path.relative_to(root).as_posix()) for path in paths]
     rows = _unreadable(paths, keys, log)
     broken = {row["file"] for row in rows}
     good = [(p, k) for p, k in zip(paths, keys, strict=True) if k not in broken]
@@ -103,7 +103,8 @@ def predict_files(
     compile_seconds = network.take_seconds()
     started = time.perf_counter()
     writer = _Writer(timed, output_dir, _target_names(keys, earlier), overlays, probabilities)
-    again = len(set(keys) & {row["file"] for row in earlier})
+    before = {row["file"]: row["mask"] for row in earlier if row["mask"]}
+    again = sum(key in before for _, key in good)
     if again:
         log(f"{again} file(s) were predicted into {output_dir} before; their masks are replaced.")
     finished: dict[int, list] = {}
@@ -117,6 +118,8 @@ def predict_files(
     finally:  # an interrupted run still accounts for the masks that it wrote
         pool.shutdown(cancel_futures=True)
         rows += [row for start in sorted(finished) for row in finished[start]]
+        gone = [row["file"] for row in rows if row["error"] and row["file"] in before]
+        _remove(output_dir, gone, before, log)
         new = {row["file"] for row in rows}
         kept = [row for row in earlier if row["file"] not in new]
         files.write_rows(output_dir / _TABLE, kept + rows, _COLUMNS)
@@ -135,6 +138,19 @@ def predict_files(
         f"Masks hold {values_text(predictor)}."
     )
     return rows
+
+
+def _remove(output_dir: pathlib.Path, keys: Sequence[str], masks: Mapping[str, str], log) -> None:
+    """What an earlier call wrote for files that cannot be read any more."""
+    for key in keys:
+        name = masks[key].removeprefix("masks/")
+        others = (f"overlays/{name}", f"probabilities/{name.removesuffix('.png')}.npy")
+        remove(output_dir, [masks[key], *others])
+    if keys:
+        log(
+            f"{len(keys)} file(s) that were predicted into {output_dir} before cannot be read any more; "
+            f"their masks are removed: {', '.join(keys[:5])}" + ", ..." * (len(keys) > 5)
+        )
 
 
 class _Timed:
@@ -165,13 +181,10 @@ def _list_files(input_path: pathlib.Path, log) -> tuple[list[pathlib.Path], path
     if not input_path.is_dir():
         raise InputError(f"{input_path}: there is no such file or folder. Check --input.")
     files, others = [], []
-    for path in sorted(input_path.rglob("*")):
-        if not path.is_file():
-            continue
-        hidden = any(part.startswith(".") for part in path.relative_to(input_path).parts)
+    for path in sorted(folder / name for folder, names in walk.walk(input_path) for name in names):
         known = image_files.extension_of(path) in image_files.EXTENSIONS
         # A format that we do not read gets an error row: it is an image that would be missed.
-        wanted = not hidden and (known or image_files.unsupported_hint(path))
+        wanted = path.name[0] != "." and (known or image_files.unsupported_hint(path))
         (files if wanted else others).append(path)
     stems = {path.with_suffix("") for path in files}
     masks = [path for path in files if pairing.is_mask_of(path, stems)]
@@ -184,7 +197,8 @@ def _list_files(input_path: pathlib.Path, log) -> tuple[list[pathlib.Path], path
             f"({', '.join(image_files.EXTENSIONS)}). Check --input."
         )
     if others:
-        names = ", ".join(path.name for path in others[:5]) + (", ..." if len(others) > 5 else "")
+        names = ", ".join(walk.readable(path.name) for path in others[:5])
+        names += ", ..." * (len(others) > 5)
         log(f"{len(others)} file(s) that are no images are left alone: {names}")
     return files, input_path
 
@@ -213,6 +227,8 @@ def _unreadable(paths, keys, log) -> list[dict[str, Any]]:
     rows = []
     for path, key in zip(paths, keys, strict=True):
         try:
+            if not walk.is_readable(path):
+                raise InputError(f"{walk.readable(path)}: {walk.NOT_UTF8}.")
             image_files.read_size(path)
         except InputError as error:
             rows.append(_error_row(key, error))

@@ -1,7 +1,9 @@
 """NIfTI files and DICOM series to label maps that lie exactly on them."""
 
+import collections
 import io
 import pathlib
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from fewshotseg import figures, files
-from fewshotseg.data import canvas, dicom_files, image_files, label_files, volume_files
+from fewshotseg.data import canvas, dicom_files, image_files, label_files, volume_files, walk
 from fewshotseg.errors import InputError
 from fewshotseg.results import surfaces
-from fewshotseg.results.prediction_folder import manifest, open_output, values_text
+from fewshotseg.results.prediction_folder import manifest, open_output, remove, values_text
 from fewshotseg.results.predictor import Predictor, probabilities_of
 
 _TABLE, _MANIFEST = "volumes.csv", "manifest.json"
+_CHANNEL, _MOST_CHANNELS = re.compile(r"(.+)_(\d{4})"), 10
 _COLUMNS = (
     "file",
     "class",
@@ -74,7 +77,7 @@ def predict_volumes(
         from elsewhere, a full disk, or a prediction that is not finite.
     """
     input_path, output_dir = pathlib.Path(input_path), pathlib.Path(output_dir)
-    paths = _list_files(input_path)
+    paths = _list_files(input_path, predictor.channel, log)
     root = input_path if input_path.is_dir() else input_path.parent
     earlier = open_output(
         output_dir, root, is_folder=input_path.is_dir(), table_name=_TABLE, columns=_COLUMNS
@@ -90,6 +93,9 @@ def predict_volumes(
                 )
             except _Unreadable as fault:
                 rows.append({**dict.fromkeys(_COLUMNS, ""), "file": key, "error": str(fault)})
+                before = {row["mask"] for row in earlier if row["file"] == key and row["mask"]}
+                others = (f"overlays/{key}.png", f"probabilities/{key}.npy") if before else ()
+                remove(output_dir, [*before, *others])
                 log(str(fault))
     finally:  # an interrupted run still accounts for the masks that it wrote
         new = {row["file"] for row in rows}
@@ -110,32 +116,75 @@ class _Unreadable(InputError):
     """A file that gets a row with an error, in place of ending everything."""
 
 
-def _list_files(input_path: pathlib.Path) -> dict[str, pathlib.Path]:
+def _list_files(input_path: pathlib.Path, channel: int, log) -> dict[str, pathlib.Path]:
     """Files and folders of series, by what they are called in the table."""
     if input_path.is_file():
-        return {input_path.name: input_path}
+        if dicom_files.is_dicom(input_path):
+            raise InputError(
+                f"{input_path}: is one slice of a DICOM series: give the folder of the series."
+            )
+        if image_files.extension_of(input_path) in image_files.EXTENSIONS:
+            raise InputError(
+                f"{input_path}: the model segments volumes, not pictures. Check --input."
+            )
+        return {walk.readable(input_path.name): input_path}
     if not input_path.is_dir():
         raise InputError(f"{input_path}: there is no such file or folder. Check --input.")
     if dicom_files.is_series(input_path):
-        return {input_path.absolute().name: input_path}
-    found = sorted(
-        path
-        for path in input_path.rglob("*")
-        if volume_files.is_volume(path) or dicom_files.is_series(path)
-    )
+        return {walk.readable(input_path.absolute().name): input_path}
+    folders = list(walk.walk(input_path))
+    every = [folder / name for folder, names in folders for name in names]
+    found = [path for path in every if volume_files.is_volume(path)]
+    found += [folder for folder, _ in folders if dicom_files.is_series(folder)]
     if not found:
-        pictures = [p for p in input_path.rglob("*") if p.suffix in image_files.EXTENSIONS]
+        pictures = [p for p in every if p.suffix in image_files.EXTENSIONS]
         why = "; the model segments volumes, not pictures" if pictures else ""
         raise InputError(
             f"{input_path}: there are no .nii, .nii.gz or .dcm files in this folder{why}. Check --input."
         )
-    return {path.relative_to(input_path).as_posix(): path for path in found}
+    found = _of_channel(sorted(found), channel, log)
+    return {walk.readable(path.relative_to(input_path).as_posix()): path for path in found}
+
+
+def _of_channel(paths: Sequence[pathlib.Path], channel: int, log) -> list[pathlib.Path]:
+    """Without the other channels of the same cases, CASE_0000 and CASE_0001.
+
+    Numbers are taken for channels where they run from 0000 without a gap, to 0009 at most, and the files
+    lie on one grid: patient_0001 to patient_0050 are cases.
+    """
+    cases, others = collections.defaultdict(dict), []
+    for path in paths:
+        match = _CHANNEL.fullmatch(volume_files.stem_of(path))
+        if match and not path.is_dir():
+            cases[path.parent, match[1]][int(match[2])] = path
+    for files_of_case in cases.values():
+        run = set(files_of_case) == set(range(len(files_of_case)))
+        if run and channel in files_of_case and 1 < len(files_of_case) <= _MOST_CHANNELS:
+            if len({_grid(path) for path in files_of_case.values()}) == 1:
+                others += [path for number, path in files_of_case.items() if number != channel]
+    if others:
+        log(
+            f"{len(others)} file(s) are other channels of cases whose channel {channel:04d} is segmented, "
+            f"and are left alone, e.g. {others[0].name}: one that is a case can be given as --input."
+        )
+    return [path for path in paths if path not in set(others)]
+
+
+def _grid(path: pathlib.Path) -> object:
+    """Where the voxels of a file lie; the path itself if nothing tells."""
+    try:
+        header = volume_files.read_header(path)
+    except InputError:
+        return path
+    return tuple(header.shape), header.affine.round(3).tobytes()
 
 
 def _predict_one(predictor, path, key, folder, overlays, wants_probabilities, spent):
     """Rows of one file."""
     started = time.perf_counter()
     try:
+        if not walk.is_readable(path):
+            raise InputError(f"{walk.readable(path)}: {walk.NOT_UTF8}.")
         volume = volume_files.read_volume(path)
     except InputError as error:
         raise _Unreadable(str(error)) from error

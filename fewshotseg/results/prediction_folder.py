@@ -31,10 +31,14 @@ def open_output(
     table = output_dir / table_name
     earlier: list[dict] = []
     if table.is_file():
-        with open(table, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            earlier = list(reader)
-        if tuple(reader.fieldnames or ()) != tuple(columns):
+        try:  # a table that was saved with another program since may be none any more
+            with open(table, newline="", encoding="utf-8-sig") as file:
+                reader = csv.DictReader(file)
+                earlier = list(reader)
+            ours = tuple(reader.fieldnames or ()) == tuple(columns)
+        except (UnicodeDecodeError, csv.Error):
+            ours = False
+        if not ours:
             raise InputError(f"{table}: is no table of predictions. Choose another --output.")
     elif any((output_dir / name).exists() for name in ("masks", "overlays")):
         raise InputError(
@@ -43,6 +47,19 @@ def open_output(
         )
     files.write_rows(table, earlier, columns)
     return earlier
+
+
+def remove(output_dir: pathlib.Path, names: Sequence[str]) -> None:
+    """Deletes what an earlier call wrote for a file that cannot be read any more.
+
+    Args:
+      output_dir: of the predictions.
+      names: of files in it; what lies elsewhere stays.
+    """
+    for name in names:
+        path = output_dir / name
+        if path.resolve().is_relative_to(output_dir.resolve()):
+            path.unlink(missing_ok=True)
 
 
 def values_text(predictor: Predictor) -> str:

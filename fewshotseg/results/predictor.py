@@ -40,6 +40,7 @@ class Predictor:
       tiles: how the network sees an image in tiles; None where it sees whole ones, squashed.
       labels: the values of the classes in the masks that are written; those of the training masks.
       flip_axes: along which its training mirrored images, -1 is left-right; () where that is not known.
+      channel: of volumes that have several files, CASE_0000, CASE_0001, ..., the one it was trained on.
     """
 
     predict_probabilities: PredictProbabilities
@@ -56,6 +57,7 @@ class Predictor:
     tiles: tiling.Tiles | None = None
     labels: Labels = PLAIN
     flip_axes: tuple[int, ...] = ()
+    channel: int = 0
 
     @property
     def mask_values(self) -> tuple[int, ...]:
@@ -113,6 +115,7 @@ def create_predictor(
         grey_values=_grey_values(config["data"]),
         tiles=tiling.create(config["data"]),
         labels=labels,
+        channel=config["data"].get("volumes", {}).get("channel", 0),
     )
 
 

@@ -17,7 +17,9 @@ from fewshotseg.runs import folder as run_folder
 
 # In place of the validation Dice of a model that was trained on all labelled images.
 NONE_HELD_OUT = -2.0
-_AGREE = ("class_names", "labels", "image_size", "channels", "threshold", "grey_values", "tiles")
+_AGREE = (
+    "class_names", "labels", "image_size", "channels", "threshold", "grey_values", "tiles", "channel"
+)  # fmt: skip
 
 
 def load_predictor(folder: str | pathlib.Path, method: str = "") -> Predictor:

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import threading
 
 import numpy as np
@@ -323,3 +324,54 @@ def test_the_manifest_says_what_was_done(tmp_path, monkeypatch):
     assert found["seconds"]["compilation"] == 2.0 and found["seconds"]["network"] == 4.0
     assert found["seconds"]["total"] == 4.0 and found["seconds"]["writing"] == 0.0
     assert found["model"] == "test" and found["versions"]["numpy"] == np.__version__
+
+
+def test_a_file_that_cannot_be_read_any_more_keeps_no_mask(tmp_path):
+    for name in ("a.png", "b.png", "late.png"):
+        _save(tmp_path / "in" / name, _picture(200, 200))
+    out, said = tmp_path / "out", []
+    _run(tmp_path / "in", out, probabilities=True)
+    (tmp_path / "in" / "a.png").write_bytes(b"")
+    data = (tmp_path / "in" / "late.png").read_bytes()
+    (tmp_path / "in" / "late.png").write_bytes(data[: len(data) - 40])
+    rows = _run(tmp_path / "in", out, log=said.append)
+    assert [row["file"] for row in rows if not row["error"]] == ["b.png"]
+    for folder, name in (("masks", "b.png"), ("overlays", "b.png"), ("probabilities", "b.npy")):
+        assert [p.name for p in (out / folder).iterdir()] == [name]
+    assert any("2 file(s) were predicted" in line and "are replaced" in line for line in said)
+    assert any("masks are removed: a.png, late.png" in line for line in said)
+    # A mask of a file that has not been asked for stays, and nothing outside of the folder goes.
+    (tmp_path / "in" / "b.png").write_bytes(b"")
+    table = (out / "areas.csv").read_text()
+    (out / "areas.csv").write_text(table.replace("masks/b.png", "../in/b.png"))
+    _run(tmp_path / "in" / "b.png", out)
+    assert (tmp_path / "in" / "b.png").exists()
+
+
+def test_a_table_that_another_program_has_saved(tmp_path):
+    _save(tmp_path / "in" / "Müller.png", _picture())
+    table = tmp_path / "out" / "areas.csv"
+    _run(tmp_path / "in", tmp_path / "out")
+    text = table.read_text(encoding="utf-8")
+    table.write_text(text, encoding="utf-8-sig")
+    _run(tmp_path / "in", tmp_path / "out")
+    assert len(_table(tmp_path / "out")) == 1
+    table.write_text(text, encoding="cp1252")
+    with pytest.raises(InputError, match=r"areas.csv: is no table of predictions. Choose another"):
+        _run(tmp_path / "in", tmp_path / "out")
+
+
+def test_links_to_folders_and_names_that_are_not_utf8(tmp_path):
+    for name in ("_b/b.png", ".hidden/c.png", "__MACOSX/d.png"):
+        _save(tmp_path / "in" / name, _picture())
+    _save(tmp_path / "elsewhere" / "e.png", _picture())
+    (tmp_path / "in" / "site").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "site" / "back").symlink_to(tmp_path / "in")
+    _save(tmp_path / "in" / os.fsdecode(b"M\xfc.png"), _picture())
+    (tmp_path / "in" / os.fsdecode(b"M\xfc.txt")).write_text("of the ward")
+    said = []
+    rows = _run(tmp_path / "in", tmp_path / "out", log=lambda line: said.append(line.encode()))
+    assert {row["file"]: bool(row["error"]) for row in rows} == {
+        "M\\xfc.png": True, "_b/b.png": False, "site/e.png": False
+    }  # fmt: skip
+    assert rows[0]["error"].endswith("the name is not UTF-8: rename it.")

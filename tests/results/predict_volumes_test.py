@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 import warnings
 
 import nibabel
@@ -11,6 +12,7 @@ import pytest
 import volumes
 from skimage import measure
 
+from configs import default
 from fewshotseg.data import volume_files
 from fewshotseg.data.sources.volumes import VolumeSource
 from fewshotseg.data.volume_files import GreyValues
@@ -18,7 +20,7 @@ from fewshotseg.errors import InputError
 from fewshotseg.results.evaluate import evaluate
 from fewshotseg.results.flips import with_flips
 from fewshotseg.results.predict_volumes import predict_volumes
-from fewshotseg.results.predictor import Predictor
+from fewshotseg.results.predictor import Predictor, create_predictor
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of its SWIG types
@@ -130,3 +132,72 @@ def test_distances_are_in_mm(tmp_path):
         in_mm = evaluate(make_predictor(), source, ["a"], tmp_path / "b", nsd_mm=nsd_mm)
         assert in_mm["nsd_tolerance"] == f"{nsd_mm:g} mm"
         assert (in_mm["mean"]["nsd"]["mean"] == 1.0) == whole
+
+
+def test_one_channel_of_a_case_is_segmented_and_numbers_of_cases_are_none(tmp_path):
+    def saved(name, affine=None):
+        volumes.save(tmp_path / "in" / f"{name}.nii.gz", make_box(), affine)
+
+    moved = np.eye(4)
+    moved[0, 3] = 7.0
+    for name in (
+        "c_0000",
+        "c_0001",
+        "sub/c_0000",
+        "sub/c_0001",
+        "plain",
+        ".hidden/x",
+        "alone_0001",
+    ):
+        saved(name)
+    for name, affine in (("other_0000", None), ("other_0001", moved)):  # another patient
+        saved(name, affine)
+    for number in range(1, 4):
+        saved(f"patient_{number:04d}")
+    cases = {"plain", "alone_0001", "other_0000", "other_0001"} | {
+        f"patient_000{i}" for i in (1, 2, 3)
+    }
+    for channel in (0, 1):
+        model = dataclasses.replace(make_predictor(), channel=channel)
+        rows, said = predict(tmp_path / "in", tmp_path / f"out{channel}", model, overlays=False)
+        of_channel = {f"c_000{channel}", f"sub/c_000{channel}"}
+        assert {row["file"] for row in rows} == {f"{n}.nii.gz" for n in cases | of_channel}
+        assert said[0].startswith(
+            f"2 file(s) are other channels of cases whose channel 000{channel}"
+        )
+    rows, _ = predict(tmp_path / "in" / "c_0001.nii.gz", tmp_path / "out", overlays=False)
+    assert [row["file"] for row in rows] == ["c_0001.nii.gz"]
+
+
+def test_the_channel_of_a_model_is_that_of_its_run():
+    config = json.loads(default.get_config().to_json())
+    config["data"]["volumes"]["channel"] = 3
+    assert create_predictor(config, {}, ("ball",), "test").channel == 3
+
+
+def test_a_slice_or_a_picture_is_no_input(tmp_path):
+    (tmp_path / "1.dcm").write_bytes(b"")
+    (tmp_path / "c0.PNG").write_bytes(b"")
+    with pytest.raises(InputError, match="1.dcm: is one slice .*: give the folder of the series"):
+        predict(tmp_path / "1.dcm", tmp_path / "out")
+    with pytest.raises(InputError, match="c0.PNG: the model segments volumes, not pictures"):
+        predict(tmp_path / "c0.PNG", tmp_path / "out")
+
+
+def test_links_odd_names_and_files_that_have_become_unreadable(tmp_path):
+    folder = tmp_path / "in"
+    volumes.save(tmp_path / "elsewhere" / "a.nii", make_box())
+    volumes.save(folder / os.fsdecode(b"\xfc.nii"), make_box())
+    (folder / "site").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(folder)
+    rows, _ = predict(folder, tmp_path / "out", probabilities=True)
+    errors = {row["file"]: row["error"] for row in rows}
+    assert errors["site/a.nii"] == "" and len(errors) == 2
+    assert errors["\\xfc.nii"].endswith("the name is not UTF-8: rename it.")
+    written = [tmp_path / "out" / name for name in (
+        "masks/site/a.nii", "overlays/site/a.nii.png", "probabilities/site/a.nii.npy"
+    )]  # fmt: skip
+    assert all(path.is_file() for path in written)
+    (tmp_path / "elsewhere" / "a.nii").write_bytes(b"")
+    predict(folder, tmp_path / "out")
+    assert not any(path.exists() for path in written)
