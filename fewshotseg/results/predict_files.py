@@ -62,9 +62,9 @@ def predict_files(
         all workers added.
 
     Predicting again into the same folder replaces the masks and rows of the same files and keeps
-    the others. A file that cannot be read gets a row whose `error` says why, and the others are
-    done all the same; what the header of a file tells is said before the network is compiled.
-    Nothing is written into the input folder.
+    the others. A file that cannot be read gets a row whose `error` says why (and keeps no mask of an
+    earlier call), and the others are done all the same; what the header of a file tells is said before the
+    network is compiled. Nothing is written into the input folder.
 
     Args:
       predictor: a trained model.

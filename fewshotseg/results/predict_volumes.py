@@ -47,7 +47,8 @@ def predict_volumes(
 ) -> list[dict[str, Any]]:
     """Segments a NIfTI file or a DICOM series, or all of them in a folder, one at a time.
 
-    A folder that holds DICOM files itself is one series.
+    A folder that holds DICOM files itself is one series. Of CASE_0000, CASE_0001, ... beside each other the
+    channel of the model is taken.
 
     Writes, under `output_dir`:
       masks/NAME: the values of the training's label maps, uint8 (uint16 if they need it), with the axes,
@@ -59,7 +60,8 @@ def predict_volumes(
         file that cannot be read gets a row whose `error` says why.
       manifest.json: which model, which versions, how many files, and the seconds of every stage.
 
-    Predicting again into the same folder replaces what belongs to the same files.
+    Predicting again into the same folder replaces what belongs to the same files; one that cannot be read
+    any more keeps nothing.
 
     Args:
       predictor: a model of volumes.
