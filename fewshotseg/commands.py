@@ -145,10 +145,8 @@ def predict(config, flags) -> None:
             **wanted,
         )
         table = "areas.csv"
-    every, failed = (
-        {row["file"] for row in rows},
-        list(dict.fromkeys(row["file"] for row in rows if row["error"])),
-    )
+    every = {row["file"] for row in rows}
+    failed = sorted({row["file"] for row in rows if row["error"]})
     if failed:
         raise errors.InputError(
             f"{len(failed)} of {len(every)} files could not be read ({', '.join(failed[:3])}): the "

@@ -31,7 +31,8 @@ _OTHER_FORMATS = {
     ".svs": "whole-slide files are not read here: export regions as PNG",
 }
 _DEEP = "16 bits per colour channel reduced to 8"
-_ORIENTATION = 0x0112  # EXIF tag; 2 to 8 mean mirrored or turned, 5 to 8 by a quarter
+_ORIENTATION = 0x0112  # EXIF tag; 2 to 8 mean mirrored or turned; damaged files have texts there
+_QUARTER_TURNS = (5, 6, 7, 8)
 # Larger images are refused before they are decoded: a few lines of a file can claim any size.
 MAX_MEGAPIXELS = 80
 _FILTERS = threading.Lock()  # of warnings: they belong to the process, not to a thread
@@ -61,12 +62,7 @@ def read_size(path: str | pathlib.Path) -> tuple[int, int]:
         height, width = image.height, image.width
         # Pillow swaps a TIFF's size by itself, and would decode a PNG to look for late EXIF data.
         has_exif = image.format != "TIFF" and "exif" in image.info
-        turned = has_exif and image.getexif().get(_ORIENTATION, 1) in (
-            5,
-            6,
-            7,
-            8,
-        )  # may be a text, too
+        turned = has_exif and image.getexif().get(_ORIENTATION, 1) in _QUARTER_TURNS
     return (width, height) if turned else (height, width)
 
 

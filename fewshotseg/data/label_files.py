@@ -96,9 +96,7 @@ def _with_empty_slices(
     turned_affine = turn.canonical_affine(affine, segments.shape)
     turned, whole = turn.to_canonical(segments), np.zeros(image.shape[:3], segments.dtype)
     single = [axis for axis, number in enumerate(turned.shape) if number == 1]
-    turned_affine[:, single] = image.affine[
-        :, single
-    ]  # a single slice has no distance to the next one
+    turned_affine[:, single] = image.affine[:, single]  # one slice has no distance to the next
     offset = np.linalg.solve(image.affine, turned_affine[:, 3])[:3]
     first = np.rint(offset).astype(int)
     end = first + turned.shape

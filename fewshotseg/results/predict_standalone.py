@@ -37,15 +37,15 @@ def read_picture(path):
 
     with Image.open(path) as picture:
         picture = ImageOps.exif_transpose(picture)
-        if picture.mode != "F" and not picture.mode.startswith("I"):
+        if picture.mode[0] not in "IF":
             return np.asarray(picture.convert("RGB"))
-        grey = np.asarray(picture).astype(np.float64)
+        grey = np.asarray(picture).astype(float)
     low, high = grey.min(), grey.max()
     if not np.isfinite(high - low):
         sys.exit(f"{path}: holds NaN or infinite values: replace them and save it again.")
     if not (low >= 0 and 1 < high <= 255 and (grey == np.floor(grey)).all()):
-        grey = (grey - low) * (255.0 / max(high - low, 1e-12))
-    return np.repeat(np.rint(grey).astype(np.uint8)[..., None], 3, axis=-1)
+        grey = (grey - low) * (255 / max(high - low, 1e-12))
+    return np.repeat(np.rint(grey).astype(np.uint8)[..., None], 3, -1)
 
 
 def to_mask(probabilities, threshold):
