@@ -75,7 +75,9 @@ def test_answers_undo_corrections_and_the_pictures_that_belong_to_them(tmp_path)
     assert (state[first], state[second], state[third]) == ("unsure", "accept", "corrected")
     assert all(not item["answer"] for item in session.sheet(0, "bob")["items"])
 
-    loaded = feedback.load(session.path, (reviewing.SIZE, reviewing.SIZE), 3, {})
+    rows = store.active(store.read(session.path))
+    ours = dict.fromkeys(case for row in rows for case in row["cases"])
+    loaded = feedback.load(session.path, (reviewing.SIZE, reviewing.SIZE), 3, ours)
     by_item = {row["item"]: i for i, row in enumerate(loaded.rows)}
     assert len(by_item) == 3
     for item in (first, second, third):
