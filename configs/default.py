@@ -144,7 +144,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.segmenter.deeplab.width = 64  # channels of the stem
     config.segmenter.deeplab.depths = (3, 4, 6, 3)  # bottlenecks of the encoder's stages
     config.segmenter.deeplab.head_width = 256
-    config.segmenter.deeplab.atrous = (12, 24, 36)  # dilations, at an eighth of the resolution
+    # Dilations at an eighth of the resolution, for 513 pixels; of smaller pictures in proportion.
+    config.segmenter.deeplab.atrous = (12, 24, 36)
     config.segmenter.deeplab.dropout_rate = 0.5
     config.segmenter.deeplab.dtype = "float32"
     config.segmenter.swin_unet = ConfigDict()  # Swin-Unet, also of volumes

@@ -125,6 +125,11 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
+def test_choices_are_those_of_the_tables():
+    assert set(default.METHODS) == set(METHODS)
+    assert set(default.FAMILIES) == set(build_pairs.FAMILIES)
+
+
 def test_every_field_is_read(reads, tmp_path):
     """While experiments are built, for every source, estimator and segmenter."""
     folder_of_images(tmp_path)

@@ -61,11 +61,13 @@ class Intensity:
     noise: float = 0.05
 
 
-def random_affine(key: PRNGKey, rank: int, strength: Geometry) -> jax.Array:
-    """Matrix `[rank + 1, rank + 1]` from output to input coordinates.
+def random_affine(key: PRNGKey, sizes: tuple[int, ...], strength: Geometry) -> jax.Array:
+    """Matrix `[rank + 1, rank + 1]` from output to input coordinates, of an image of `sizes` pixels.
 
-    Homogeneous coordinates, the centre of the image at 0 and its edges at -1 and 1.
+    Homogeneous coordinates, the centre of the image at 0 and its edges at -1 and 1. Angles are those
+    between pixels.
     """
+    rank = len(sizes)
     k_scale, k_shift, k_rotate, k_shear, k_flip, k_order = jax.random.split(key, 6)
     eye = jnp.eye(rank + 1)
     diagonal = jnp.arange(rank)
@@ -84,6 +86,8 @@ def random_affine(key: PRNGKey, rank: int, strength: Geometry) -> jax.Array:
         turn = eye.at[i, i].set(c).at[j, j].set(c).at[i, j].set(-s).at[j, i].set(s)
         rotate = rotate @ turn
         shear = shear @ eye.at[i, j].set(slope[0]).at[j, i].set(slope[1])
+    sides = jnp.array([*(max(n - 1, 1) / max(sizes[0] - 1, 1) for n in sizes), 1.0])
+    rotate, shear = (turned * (sides / sides[:, None]) for turned in (rotate, shear))
     order = jax.random.permutation(k_order, 4)
     parts = jnp.stack([scale, shift, rotate, shear])[order]
     matrix = parts[0] @ parts[1] @ parts[2] @ parts[3]
@@ -98,7 +102,7 @@ def sampling_coordinates(key: PRNGKey, sizes: tuple[int, ...], strength: Geometr
     k_affine, k_elastic = jax.random.split(key)
     half = jnp.array([(n - 1) / 2.0 for n in sizes]).reshape(rank, *(1,) * rank)
     grid = jnp.stack(jnp.meshgrid(*(jnp.linspace(-1.0, 1.0, n) for n in sizes), indexing="ij"))
-    matrix = random_affine(k_affine, rank, strength)
+    matrix = random_affine(k_affine, sizes, strength)
     source = jnp.tensordot(matrix[:rank, :rank], grid, 1)
     source = source + matrix[:rank, rank].reshape(rank, *(1,) * rank)
     if strength.elastic > 0:
@@ -190,7 +194,7 @@ def _jitter_one(image, key, strength):
         image = image * (1.0 + uniform(k_colour, strength.colour, (channels,)))
     image = image + uniform(k_bright, strength.brightness)
     # Away from 0, where the derivative of a power below 1 is infinite.
-    unit = jnp.clip((image + 1.0) / 2.0, 1e-3, None)
+    unit = jnp.clip((image + 1.0) / 2.0, 1e-3, 1.5)
     image = 2.0 * unit ** jnp.exp(uniform(k_gamma, strength.gamma)) - 1.0
     share = jax.random.uniform(k_blur, maxval=strength.blur)
     image = (1.0 - share) * image + share * _box_blur(image)

@@ -13,6 +13,7 @@ from fewshotseg.models.pretrained import TRAINED
 from fewshotseg.types import Params
 
 ATROUS = (12, 24, 36)  # dilations at an eighth of the resolution
+ATROUS_SIZE = 513  # pixels, of the crops that these are for
 
 
 class DeepLab(nn.Module):
@@ -30,7 +31,8 @@ class DeepLab(nn.Module):
       width: channels of the stem.
       depths: bottlenecks of the encoder's four stages.
       head_width: channels of the head.
-      atrous: dilations of the spatial pyramid.
+      atrous: dilations of the spatial pyramid for pictures of `ATROUS_SIZE` pixels; of smaller ones in
+        proportion, for else their outer taps would meet nothing but padding.
       dropout_rate: before the last convolutions, in training.
       dtype: of the computation; parameters and logits are float32.
     """
@@ -68,7 +70,9 @@ class DeepLab(nn.Module):
             x = jnp.broadcast_to(x, (*x.shape[:-1], 3))
         encoder = pretrained.encoder_of(resnet.ResNet, self.trained)
         x = encoder(self.depths, self.width, name="encoder")(x)
-        x = _Head(self.head_width, self.atrous, self.dropout_rate, name="head")(x, keys)
+        share = min(images.shape[1:-1]) / ATROUS_SIZE
+        dilations = tuple(max(1, round(share * dilation)) for dilation in self.atrous)
+        x = _Head(self.head_width, dilations, self.dropout_rate, name="head")(x, keys)
         logits = layers.Conv(self.num_outputs, kernel_size=1, name="logits")(x)
         logits = logits.astype(jnp.promote_types(jnp.float32, self.dtype))
         shape = (logits.shape[0], *images.shape[1:-1], self.num_outputs)

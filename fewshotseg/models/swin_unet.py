@@ -18,7 +18,8 @@ from fewshotseg.types import Params
 class SwinUnet(nn.Module):
     """Image to class logits, a pure function of parameters and input.
 
-    With 9 classes and three channels 27,168,900 parameters, as the authors' `SwinTransformerSys`.
+    With 9 classes and three channels 27,168,900 parameters, as the authors' `SwinTransformerSys`; without
+    its stochastic depth.
 
     Attributes:
       num_outputs: K, channels of the logits.

@@ -17,7 +17,8 @@ def segment_scaled(
       predict: `[B, *size, C]` to `[B, *size, K]` in [0, 1].
       scaled: float32 `[*scaled, C]` in [-1, 1], no smaller than a tile.
       tiles: their size and overlap.
-      batch_size: tiles at once; the last ones are filled up with copies whose results are dropped.
+      batch_size: tiles at once, at most. The last ones are filled up with copies whose results are dropped;
+        of a case of fewer tiles, to the next power of 2: few shapes to compile.
 
     Returns:
       float32 `[*scaled, K]`: the mean over the tiles that see a pixel, weighted by `Tiles.weights`.
@@ -27,8 +28,8 @@ def segment_scaled(
         tuple(slice(s, s + n) for s, n in zip(start, tiles.size, strict=True)) for start in starts
     ]
     if len(places) == 1:
-        batch = np.repeat(scaled[places[0]][None], batch_size, axis=0)
-        return np.asarray(predict(batch)[0], np.float32)
+        return np.asarray(predict(scaled[places[0]][None])[0], np.float32)
+    batch_size = min(batch_size, 1 << (len(places) - 1).bit_length())
     total, weight = None, np.zeros(shape, np.float32)
     for begin in range(0, len(places), batch_size):
         part = places[begin : begin + batch_size]

@@ -209,7 +209,13 @@ def _check_scales(config):
     """The coarsest discriminator has a patch left: two of its layers take one pixel off without halving."""
     block = config.discriminator[config.discriminator.name]
     size = min(canvas.as_size(config.data.image_size))
-    most = max((n for n in range(1, 5) if (size >> (n - 1 + block.num_levels)) > 2), default=1)
+    most = max((n for n in range(1, 5) if (size >> (n - 1 + block.num_levels)) > 2), default=0)
+    if not most:
+        raise _fault(
+            "discriminator.patchgan.num_levels",
+            block.num_levels,
+            f"nothing is left of {size} pixels, use at most {max(1, (size // 3).bit_length() - 1)}",
+        )
     if block.num_scales > most:
         raise _fault(
             "discriminator.patchgan.num_scales",

@@ -113,7 +113,7 @@ BOUNDS: Mapping[str, Bound] = {
     "augment.intensity.brightness": between(0, 2),
     "augment.intensity.contrast": between(0, 1),
     "augment.intensity.colour": between(0, 1),
-    "augment.intensity.gamma": between(0, 5),
+    "augment.intensity.gamma": between(0, 1),
     "augment.intensity.blur": between(0, 1),
     "augment.intensity.noise": between(0, 2),
     "pairs.blend_width": at_least(0.05),

@@ -60,12 +60,31 @@ def test_class_ids_stay_class_ids():
 
 def test_affine_parts_have_the_stated_strength():
     strength = dataclasses.replace(NONE, rotate=20.0)
-    matrices = jax.vmap(lambda k: augment.random_affine(k, 2, strength))(
+    matrices = jax.vmap(lambda k: augment.random_affine(k, (9, 9), strength))(
         jax.random.split(jax.random.key(0), 200)
     )
     angles = np.rad2deg(np.arctan2(matrices[:, 1, 0], matrices[:, 0, 0]))
     assert 15 < np.abs(angles).max() <= 20
     np.testing.assert_allclose(np.linalg.det(matrices), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(5, 33), (9, 17, 5)])
+def test_angles_are_those_between_pixels(sizes):
+    """On canvases that are no squares, a turn keeps all distances in pixels."""
+    strength = dataclasses.replace(NONE, rotate=20.0)
+    matrix = augment.random_affine(jax.random.key(0), sizes, strength)[: len(sizes), : len(sizes)]
+    half = (np.array(sizes) - 1) / 2
+    in_pixels = half[:, None] * np.asarray(matrix) / half
+    np.testing.assert_allclose(in_pixels @ in_pixels.T, np.eye(len(sizes)), atol=1e-5)
+    assert np.abs(in_pixels - np.eye(len(sizes))).max() > 0.05
+
+
+def test_the_strongest_jitter_leaves_an_image():
+    strongest = augment.Intensity(brightness=2.0, contrast=1.0, gamma=1.0)
+    image = jnp.linspace(-1, 1, 48).reshape(4, 4, 3)[None]
+    keys = jax.random.split(jax.random.key(0), 200)
+    found = jax.vmap(lambda k: augment.jitter(image, k[None], strength=strongest))(keys)
+    assert np.abs(found).max() < 10
 
 
 def test_jitter_is_differentiable_even_at_black():

@@ -10,7 +10,7 @@ import tiny
 from fewshotseg import errors
 from fewshotseg.models import deeplab, dilated, factory, resnet, weights
 
-TINY = {"width": 4, "depths": (1, 1, 1, 2), "head_width": 8, "atrous": (1, 2, 3)}
+TINY = {"width": 4, "depths": (1, 1, 1, 2), "head_width": 8, "atrous": (29, 57, 86)}
 
 
 def test_it_has_the_parameters_of_torchvision():
@@ -19,6 +19,17 @@ def test_it_has_the_parameters_of_torchvision():
     assert networks.count(params["encoder"]) == 23_508_032  # ResNet-50 without its classifier
     grey, _ = networks.shapes_of(deeplab.DeepLab(1), 1, 64, 64, 1)
     assert networks.count(grey) == 39_638_869 - 20 * 257
+
+
+def test_all_taps_of_the_pyramid_meet_the_picture_at_our_sizes():
+    """Dilations for 513 pixels at 96: their outer taps would see padding alone."""
+    net = deeplab.DeepLab(1, width=4, depths=(1, 1, 1, 1), head_width=8)
+    x = jax.random.uniform(jax.random.key(0), (1, 96, 96, 3), minval=-1)
+    network = factory.network(net, x, None)
+    params = network.init(jax.random.key(1))
+    grads = tiny.jit(jax.grad(lambda p: (network.apply(p, x, None) ** 2).sum()))(params)["head"]
+    for i in (1, 2, 3):
+        assert (np.abs(grads[f"pyramid_{i}"]["kernel"]).sum((2, 3)) > 0).all()
 
 
 @pytest.mark.parametrize("shape", [(1, 33, 30, 1), (1, 1, 5, 3), (1, 9, 10, 7, 1)])

@@ -79,7 +79,7 @@ MODULES = {
     "unet": unet.UNet(width=4, num_levels=2, num_outputs=3),
     "efficient_unet": efficient_unet.EfficientUNet(weights="", widths=(8, 8), blocks=BLOCKS),
     # Dilations within the image and beyond it; odd windows, shifted, that reach beyond the image.
-    "deeplab": deeplab.DeepLab(3, width=4, depths=(1, 2, 1, 1), head_width=6, atrous=(1, 2, 9)),
+    "deeplab": deeplab.DeepLab(3, width=4, depths=(1, 2, 1, 1), head_width=6, atrous=(1, 93, 420)),
     "swin_unet": swin_unet.SwinUnet(3, width=8, depths=(2, 2), window=3),
 }
 

@@ -58,6 +58,21 @@ def test_the_middle_of_a_tile_outweighs_its_border():
     assert found[4, 3, 0] < 0.05 and found[7, 3, 0] > 0.95
 
 
+@pytest.mark.parametrize(
+    ("shape", "inputs"), [((8, 8), 1), ((12, 8), 2), ((26, 8), 8), ((20, 20), 16), ((24, 24), 32)]
+)
+def test_a_small_case_costs_little_more_than_the_tiles_it_has(shape, inputs):
+    """1, 2, 6, 16 and 25: filled up to a power of 2, or to whole batches."""
+    seen = []
+
+    def predict(images):
+        seen.append(len(images))
+        return np.zeros((*images.shape[:-1], 1), np.float32)
+
+    sliding.segment_scaled(predict, np.zeros((*shape, 1), np.float32), Tiles((8, 8)), 16)
+    assert sum(seen) == inputs
+
+
 @pytest.fixture(scope="module")
 def unet():
     """A predictor with a real network of 16 pixels, and the same on whole pictures."""

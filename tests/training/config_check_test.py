@@ -181,5 +181,8 @@ def test_discriminators_need_room_for_their_scales():
     config.discriminator.patchgan.num_scales = 3
     with pytest.raises(InputError, match="num_scales is 3: with num_levels=3, 64 pixels have room"):
         config_check.check_config(config)
+    config.discriminator.patchgan.num_levels = 5
+    with pytest.raises(InputError, match="num_levels is 5: nothing is left of 64 .* at most 4"):
+        config_check.check_config(config)
     config.discriminator.patchgan.num_levels = 2
     config_check.check_config(config)
