@@ -217,6 +217,16 @@ def hash_arrays(*arrays: np.ndarray) -> str:
     return digest.hexdigest()[:16]
 
 
+def label_path(path: pathlib.Path, name: str) -> pathlib.Path:
+    """Of the corrected label of a hidden real image, whose image is not copied.
+
+    Args:
+      path: of the file of ratings.
+      name: the answer's 'label'.
+    """
+    return pathlib.Path(path).parent / "masks" / f"label_{name}.png"
+
+
 def digest(path: pathlib.Path) -> str:
     """SHA-256 of the file, '' where there is none."""
     path = pathlib.Path(path)

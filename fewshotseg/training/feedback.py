@@ -111,8 +111,14 @@ def load(
         return np.asarray(pictures.to_uint8(image)[..., :channels]), np.asarray(mask, np.uint8)
 
     shown = [shown_in(row) for row in rows]
-    labels = {row["label"]: None for row in rows if row.get("label")}
-    right = [pair(name) for name in labels]
+
+    def corrected_in(row):
+        if row["kind"] != "real":
+            return pair(row["label"])
+        return shown_in(row)[0], read_mask(store.label_path(path, row["label"]), size)
+
+    labels = {row["label"]: row for row in rows if row.get("label")}
+    right = [corrected_in(row) for row in labels.values()]
     spatial = tuple(size)
     corrected = {
         "image": np.stack([image for image, _ in right]).astype(np.float32) / 127.5 - 1.0
@@ -132,22 +138,36 @@ def read_pair(
     Raises:
       InputError: one of them is missing, damaged, or of another size or number of channels.
     """
-    paths = [folder / part / f"synthetic_{name}.png" for part in ("images", "masks")]
-    for path in paths:
-        if not path.is_file():
-            raise errors.InputError(
-                f"{path} is missing: the pictures belong to the file of ratings, copy the whole folder."
-            )
-    image, mask = (image_files.read_image(path)[0] for path in paths)
-    mask = mask[..., 0]
-    if image.shape[:2] != tuple(size) or mask.shape != tuple(size):
-        raise errors.InputError(
-            f"{paths[0]} has {image.shape[1]} x {image.shape[0]} pixels, but data.image_size is "
-            f"{tuple(size)}: rate pairs of this size."
-        )
+    image_path, mask_path = (
+        folder / part / f"synthetic_{name}.png" for part in ("images", "masks")
+    )
+    image, mask = _read(image_path, size), read_mask(mask_path, size)
     if image.shape[-1] != channels:
         image = np.repeat(image[..., :1], channels, -1) if channels == 3 else image[..., :1]
     return image, mask
+
+
+def read_mask(path: pathlib.Path, size: Sequence[int]) -> np.ndarray:
+    """A mask that belongs to ratings, uint8 `[H, W]`.
+
+    Raises:
+      InputError: it is missing, damaged, or of another size.
+    """
+    return _read(path, size)[..., 0]
+
+
+def _read(path, size):
+    if not path.is_file():
+        raise errors.InputError(
+            f"{path} is missing: the pictures belong to the file of ratings, copy the whole folder."
+        )
+    picture = image_files.read_image(path)[0]
+    if picture.shape[:2] != tuple(size):
+        raise errors.InputError(
+            f"{path} has {picture.shape[1]} x {picture.shape[0]} pixels, but data.image_size is "
+            f"{tuple(size)}: rate pairs of this size."
+        )
+    return picture
 
 
 def targets_of(ratings: Ratings) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:

@@ -20,6 +20,7 @@ from fewshotseg.runs import ratings as store
 from fewshotseg.training.review_choice import Pair, choose
 
 COMMENT = "synthetic pair, made by fewshotseg, no patient"
+COMMENT_LABEL = "label corrected with fewshotseg; its image is a case of the run, and is not here"
 LEAST_TO_FIT = 12  # answers from which on R has a say in what is shown
 MOST_MS = 3_600_000  # who takes longer was somewhere else
 
@@ -158,7 +159,7 @@ class Session:
         self._note(item, answer, tags, rater, tab, ms, "")
 
     def correct(self, item: str, mask: np.ndarray, rater: str, tab: str, ms: int) -> None:
-        """Notes that a mask is the right label of the image shown, and keeps both.
+        """Notes that a mask is the right label of the image shown, and keeps both; of a real one, the mask.
 
         Raises:
           KeyError: no such item.
@@ -166,7 +167,12 @@ class Session:
         """
         pair = self.pair(item)
         right = dataclasses.replace(pair, mask=self._checked(mask))
-        self._write(right)
+        if pair.kind == "real":  # no copy of a patient's image
+            figures.save_image(
+                right.mask, store.label_path(self.path, right.name), comment=COMMENT_LABEL
+            )
+        else:
+            self._write(right)
         self._note(item, store.CORRECTED, ["mask mismatch"], rater, tab, ms, right.name)
 
     def redraw(self, item: str, mask: np.ndarray) -> int:

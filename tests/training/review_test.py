@@ -94,6 +94,28 @@ def test_answers_undo_corrections_and_the_pictures_that_belong_to_them(tmp_path)
             assert opened.text["Comment"].startswith("synthetic pair")
 
 
+def test_the_corrected_label_of_a_hidden_real_image_is_kept_without_the_image(tmp_path):
+    session = reviewing.make_session(tmp_path, real_share=0.5)
+    items = [item["id"] for item in session.sheet(None, "ann")["items"]]
+    item = next(i for i in items if kind_of(session, i) == "real")
+    right = np.zeros((reviewing.SIZE, reviewing.SIZE), np.uint8)
+    right[5:9, 5:9] = 1
+    session.correct(item, right, "ann", "t", 3000)
+    assert not (tmp_path / "images").exists()
+    (written,) = (tmp_path / "masks").iterdir()
+    with Image.open(written) as opened:
+        assert "synthetic" not in f"{written.name} {opened.text['Comment']}"
+        np.testing.assert_array_equal(opened, right)
+
+    shown = session.pair(item)
+    cases = {shown.cases[0]: (shown.image / 127.5 - 1, shown.mask)}
+    loaded = feedback.load(session.path, (reviewing.SIZE, reviewing.SIZE), 3, cases)
+    np.testing.assert_array_equal(loaded.masks, shown.mask[None])
+    np.testing.assert_array_equal(loaded.corrected["mask"], right[None])
+    image = loaded.corrected["image"][0]
+    np.testing.assert_allclose(image, shown.image / 127.5 - 1, atol=1e-6)
+
+
 def test_a_changed_mask_is_drawn_anew_behind_the_old_pair(tmp_path):
     session = reviewing.make_session(tmp_path, real_share=0.0)
     items = [item["id"] for item in session.sheet(None, "ann")["items"]]
