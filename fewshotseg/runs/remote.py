@@ -3,7 +3,10 @@
 Pictures, checkpoints and logs are written by libraries that know local files best, and an object store
 cannot rename: so a run is made in a local copy, and every minute what has changed there is copied back.
 What counts as being there is what the file `CONTENTS` lists, which is written last: whoever is killed in
-between leaves the run as it was, and another machine goes on from there. Paths are etils.epath's.
+between leaves the checkpoints that it listed before, and another machine goes on from these. Files that
+keep their names, such as logs and tables, are replaced before it, and may be newer than the checkpoints.
+Others may add to the list meanwhile (a report of a run that trains): what they listed stays. Paths are
+etils.epath's.
 """
 
 import contextlib
@@ -53,18 +56,20 @@ class Mirror:
         self.address, self.here = there.rstrip("/"), pathlib.Path(here)
         self._there = epath.Path(self.address)
         self._known: dict[str, tuple[int, int]] = {}  # path -> size and time here of what is there
-        self._contents: set[str] = set()  # what `CONTENTS` lists
+        self._own: set[str] = set()  # paths of what was copied from here
         self.here.mkdir(parents=True, exist_ok=True)
 
     def pull(self) -> int:
         """Copies everything from there to here; how many files that were.
 
         Raises:
-          InputError: that did not work.
+          InputError: that did not work, or `CONTENTS` names a file outside of the folder.
         """
         with _explained(self.address, "read"):
-            for name in self._listed():
-                path = self.here / name
+            names = self._listed()
+            names = list(_walk(self._there)) if names is None else names  # by other means
+            for name in names:
+                path = self._inside(name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes((self._there / name).read_bytes())
                 self._known[name] = _state(path)
@@ -86,12 +91,15 @@ class Mirror:
                     break
             else:
                 return False
-            if before.keys() != self._contents:
-                (self._there / CONTENTS).write_text(json.dumps(sorted(before), indent=0))
-                gone, self._contents = self._contents - before.keys(), set(before)
-                self._known = {name: self._known[name] for name in before}
-                for name in gone:
-                    (self._there / name).unlink(missing_ok=True)
+            self._own &= before.keys()
+            gone = self._known.keys() - before.keys()
+            listed = self._listed()
+            names = (before.keys() if listed is None else listed - gone) | self._own
+            if names != listed and (self._own or gone):
+                (self._there / CONTENTS).write_text(json.dumps(sorted(names), indent=0))
+            for name in gone:
+                (self._there / name).unlink(missing_ok=True)
+                del self._known[name]
         return True
 
     def _send(self, name, state):
@@ -104,6 +112,7 @@ class Mirror:
             return False
         (self._there / name).write_bytes(data)
         self._known[name] = state
+        self._own.add(name)
         return True
 
     def _files(self):
@@ -117,13 +126,18 @@ class Mirror:
         return found
 
     def _listed(self):
+        """What `CONTENTS` lists; None where there is none."""
         contents = self._there / CONTENTS
-        if contents.exists():
-            self._contents = set(json.loads(contents.read_text()))
-            return self._contents
-        return (
-            list(_walk(self._there)) if self._there.is_dir() else []
-        )  # brought there by other means
+        return set(json.loads(contents.read_text())) if contents.exists() else None
+
+    def _inside(self, name):
+        here, path = self.here.resolve(), (self.here / name).resolve()
+        if here not in path.parents:
+            raise errors.InputError(
+                f"{self.address}: {CONTENTS} names {name!r}, which is outside of the run: take that "
+                "line out of it."
+            )
+        return path
 
 
 @contextlib.contextmanager
@@ -166,8 +180,8 @@ def copies(
     finally:
         stop.set()
         thread.join()
-        for mirror in mirrors:
-            _push_at_last(mirror, root)
+        if faults := [text for text in map(_push_at_last, mirrors) if text]:
+            raise errors.InputError(" ".join(faults))
         shutil.rmtree(root)
 
 
@@ -180,15 +194,16 @@ def _push_regularly(mirrors, stop, every, log):
                 log(f"{error} Trying again.")
 
 
-def _push_at_last(mirror, root):
+def _push_at_last(mirror):
+    """What went wrong, '' if nothing did."""
+    kept = f"The copy in {mirror.here} is kept."
     try:
         whole = mirror.push()
     except errors.InputError as error:
-        raise errors.InputError(f"{error} The copy in {mirror.here} is kept.") from error
-    if not whole:
-        raise errors.InputError(
-            f"{mirror.address}: files in {root} change all the while: end what writes there."
-        )
+        return f"{error} {kept}"
+    if whole:
+        return ""
+    return f"{mirror.address}: files change here all the while: end what writes them. {kept}"
 
 
 def _state(path):
@@ -197,7 +212,7 @@ def _state(path):
 
 
 def _walk(folder, prefix=""):
-    for path in folder.iterdir():
+    for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_dir():
             yield from _walk(path, f"{prefix}{path.name}/")
         else:

@@ -100,6 +100,33 @@ def test_a_copy_that_went_on_elsewhere_copies_its_own_changes_alone(bucket, tmp_
     assert bucket.written == ["log"]
 
 
+def test_what_another_machine_lists_meanwhile_stays(bucket, tmp_path):
+    """A report of a run that goes on training."""
+    training = mirror(tmp_path / "a")
+    write(training.here, c__20__state="old", log="1\n")
+    training.push()
+    report = mirror(tmp_path / "b")
+    report.pull()
+    write(training.here, c__40__state="new", summary="done", log="1\n2\n")
+    (training.here / "c" / "20" / "state").unlink()
+    training.push()
+    write(report.here, report="page")
+    bucket.written.clear()
+    report.push()
+    assert sorted(bucket.written) == [remote.CONTENTS, "report"]
+    (training.here / "summary").unlink()
+    training.push()
+    expected = {"c/40/state": "new", "log": "1\n2\n", "report": "page"}
+    assert pulled(tmp_path / "c") == expected
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/tmp/evil", "c/../../evil", "."])
+def test_a_list_that_names_files_outside_is_refused(name, bucket, tmp_path):
+    fsspec.filesystem("gcs").pipe(f"{ADDRESS}/{remote.CONTENTS}", json.dumps([name]).encode())
+    with pytest.raises(errors.InputError, match="outside of the run"):
+        mirror(tmp_path / "a" / "b").pull()
+
+
 def test_files_half_written_and_the_lock_stay_here(bucket, tmp_path):
     ours = mirror(tmp_path / "a")
     write(ours.here, config="{}")
@@ -177,6 +204,17 @@ def test_what_cannot_be_copied_back_is_kept(bucket, tmp_path):
             wait_for(lambda: any("Trying again" in text for text in said))
     assert (made / "log").read_text() == "1\n"
     bucket.broken.clear()
+
+
+def test_every_copy_is_copied_back_and_those_that_cannot_be_are_named(bucket, tmp_path):
+    addresses = [ADDRESS, f"{ADDRESS}2", f"{ADDRESS}3"]
+    with pytest.raises(errors.InputError) as raised:
+        with remote.copies(addresses, every=100, log=lambda text: None) as here:
+            bucket.broken.add("log")
+            for folder, name in zip(here, ("log", "config", "log"), strict=True):
+                write(tmp_path / folder, **{name: "1"})
+    assert all(f"The copy in {here[i]} is kept" in str(raised.value) for i in (0, 2))
+    assert bucket.store["/bucket/runs/toy2/config"].getvalue() == b"1"
 
 
 @pytest.mark.parametrize(
