@@ -114,6 +114,7 @@ class Session:
                     "id": i,
                     "answer": mine[i]["answer"] if i in mine else "",
                     "tags": mine[i]["tags"] if i in mine else [],
+                    "ms": mine[i]["ms"] if i in mine else 0,
                 }
                 for i in self._sheets[number]
             ]

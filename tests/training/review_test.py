@@ -33,7 +33,7 @@ def test_sheets_mix_in_hidden_real_images_and_repeats(tmp_path):
     kinds, seen = [], []
     for number in range(12):
         sheet = session.sheet(number, "ann")
-        assert [set(item) for item in sheet["items"]] == [{"id", "answer", "tags"}] * 20
+        assert [set(item) for item in sheet["items"]] == [{"id", "answer", "tags", "ms"}] * 20
         for item in sheet["items"]:
             answer(session, item["id"], "reject" if len(kinds) % 2 else "accept")
             kinds.append(kind_of(session, item["id"]))

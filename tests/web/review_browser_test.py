@@ -180,6 +180,73 @@ def test_the_brush_stores_a_corrected_pair_and_draws_for_another_mask(visit, tmp
         assert selected.count() == 1
 
 
+def test_nothing_is_answered_while_a_sheet_loads(visit, tmp_path):
+    with served(tmp_path) as (session, site):
+        page = visit(site, expected="ERR_FAILED")
+        held = []
+        page.route("**/image/*", lambda route: held.append(route))
+        page.keyboard.press("PageDown")
+        for _ in range(200):
+            if len(held) == 12:
+                break
+            page.wait_for_timeout(25)
+        assert page.locator("#grid.waiting").count() == 1
+        assert page.locator("#grid").evaluate("e => getComputedStyle(e).opacity") == "0.4"
+        for key in ("1", "t", "p", "s", "PageDown", "Escape"):
+            page.keyboard.press(key)
+        for route in held:
+            route.continue_()
+        page.unroute("**/image/*")
+        page.locator("#progress", has_text="Sheet 2").wait_for()
+        assert page.locator("#grid.waiting").count() == 0
+        assert not _answers(session) and len(session._sheets) == 2
+        page.keyboard.press("1")
+        _wait_for(page, 1, session)
+        assert _answers(session)[0]["item"] == session._sheets[1][0]
+        assert page.evaluate("() => document.querySelectorAll('.pair').length") == 12
+        page.route("**/sheet?*", lambda route: route.abort())  # one that cannot be loaded
+        page.keyboard.press("PageDown")
+        page.locator("#message", has_text="does not answer").wait_for()
+        page.locator('body[data-pending="0"]').wait_for()
+        page.unroute("**/sheet?*")
+        page.keyboard.press("2")
+        _wait_for(page, 2, session)
+
+
+def test_a_large_mask_is_stored_for_the_pair_it_was_painted_on(visit, tmp_path, monkeypatch):
+    """Larger than the 64 KiB that browsers allow of requests that outlive a page."""
+    monkeypatch.setattr(reviewing, "SIZE", 300)
+    options = dict(num_pairs=20, num_shown=4, real_share=0.0, repeat_share=0.0)
+    with served(tmp_path, **options) as (session, site):
+        page = visit(site)
+        page.keyboard.press("p")
+        _drag(page, (0.1, 0.1), (0.4, 0.1))
+        page.keyboard.press("PageDown")
+        page.keyboard.press("s")
+        _wait_for(page, 1, session)
+        (row,) = _answers(session)
+        first, second, *_ = session._sheets[0]
+        assert (row["item"], row["answer"]) == (first, "corrected") and len(session._sheets) == 1
+        with Image.open(tmp_path / "masks" / f"synthetic_{row['label']}.png") as picture:
+            assert (np.asarray(picture)[100:] == session.pair(first).mask[100:]).all()
+
+        page.keyboard.press("ArrowLeft")
+        page.keyboard.press("t")
+        page.locator("#message", has_text="undo that (u) to change its tags").wait_for()
+        page.keyboard.press("ArrowRight")
+        page.wait_for_timeout(50)
+        page.keyboard.press("3")
+        _wait_for(page, 2, session)
+        page.keyboard.press("ArrowLeft")
+        page.keyboard.press("b")
+        for _ in range(200):
+            row = _answers(session)[-1]
+            if row["tags"]:
+                break
+            page.wait_for_timeout(25)
+        assert (row["item"], row["tags"]) == (second, ["border"]) and row["ms"] >= 50
+
+
 def _orange(page, locator):
     with Image.open(io.BytesIO(page.locator(locator).screenshot())) as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)

@@ -4,6 +4,7 @@ import { Brush, paintPair } from "./brush.js";
 const $ = (id) => document.getElementById(id);
 const TAG_KEYS = { texture: "t", border: "b", anatomy: "a", artefact: "f", "mask mismatch": "m" };
 const NAMES = { reject: "rejected", unsure: "unsure", accept: "accepted", corrected: "corrected" };
+const KEPT_ALIVE = 60000; // bytes: of larger bodies browsers refuse it
 const tab = (sessionStorage.tab ??= crypto.randomUUID().slice(0, 13));
 const pictures = new Map(); // item -> { bitmap, mask, width, height }
 let about = null;
@@ -12,7 +13,9 @@ let selected = 0;
 let since = performance.now(); // when the selected pair was
 let queue = Promise.resolve(); // what is being sent, in order
 let pending = 0; // how many
+let loading = 0; // sheets that are asked for: until they are on the screen, nothing is answered
 let brush = null;
+let painted = null; // the item that the brush is for
 
 function say(text) {
   $("message").textContent = text;
@@ -24,7 +27,7 @@ function say(text) {
 async function ask(path, options) {
   let response;
   try {
-    response = await fetch(path, { keepalive: true, ...options }); // a reload does not stop it
+    response = await fetch(path, { keepalive: !(options?.body?.length > KEPT_ALIVE), ...options }); // a reload does not stop it
   } catch {
     throw new Error("The server does not answer: is it still running? The last answer may be lost.");
   }
@@ -39,21 +42,31 @@ function enqueue(action) {
   document.body.dataset.pending = ++pending;
   queue = queue.then(action).catch(async (error) => {
     say(error.message);
-    await load(sheet.number).catch(() => {}); // what the server really has
+    await whileLoading(load(sheet.number)).catch(() => {}); // what the server really has
     say(error.message);
   }).finally(() => { document.body.dataset.pending = --pending; });
   return queue;
+}
+
+// Of something that ends with a load.
+function whileLoading(promise) {
+  loading++;
+  $("grid").classList.add("waiting");
+  return promise.finally(() => $("grid").classList.toggle("waiting", --loading > 0));
 }
 
 const rater = () => $("rater").value.trim() || "rater";
 
 async function load(number, chosen) {
   const query = new URLSearchParams({ rater: rater(), number: number ?? "" });
-  sheet = await (await ask(`sheet?${query}`)).json();
-  sessionStorage.sheet = sheet.number;
-  const missing = sheet.items.filter((item) => !pictures.has(item.id));
+  const next = await (await ask(`sheet?${query}`)).json();
+  const missing = next.items.filter((item) => !pictures.has(item.id));
   await Promise.all(missing.map(fetchPair));
-  const place = sheet.items.findIndex((item) => item.id === chosen);
+  sheet = next;
+  sessionStorage.sheet = sheet.number;
+  forgetOthers();
+  const place = sheet.items.findIndex((item) => item.id === (painted?.id ?? chosen));
+  if (place < 0) stopPainting();
   const open = sheet.items.findIndex((item) => !item.answer);
   fill();
   choose(place >= 0 ? place : Math.max(open, 0));
@@ -66,6 +79,15 @@ async function fetchPair({ id }) {
   pictures.set(id, { bitmap, mask: new Uint8Array(await mask.arrayBuffer()), ...size });
 }
 
+function forgetOthers() {
+  const kept = new Set(sheet.items.map((item) => item.id));
+  for (const [id, { bitmap }] of pictures) {
+    if (kept.has(id)) continue;
+    bitmap.close();
+    pictures.delete(id);
+  }
+}
+
 // --- The sheet -----------------------------------------------------------------------------------
 
 function fill() {
@@ -74,7 +96,7 @@ function fill() {
     Object.assign(button, { type: "button", className: "pair" });
     button.setAttribute("role", "option");
     button.append(document.createElement("canvas"), document.createElement("span"));
-    button.addEventListener("click", () => (i === selected && !button.dataset.fresh ? openLarge() : choose(i)));
+    button.addEventListener("click", () => (i === selected ? openLarge() : choose(i)));
     return button;
   }));
   sheet.items.forEach((_, i) => drawTile(i));
@@ -123,13 +145,12 @@ function showTags() {
 // --- Answers -------------------------------------------------------------------------------------
 
 function rate(answer) {
+  if (loading) return;
   const item = sheet.items[selected];
-  item.answer = answer;
-  const ms = Math.round(performance.now() - since);
-  const given = { item: item.id, answer, tags: item.tags, rater: rater(), tab, ms };
+  Object.assign(item, { answer, ms: Math.round(performance.now() - since) });
   label(selected);
   say("");
-  enqueue(() => send(given));
+  send(item);
   advance();
 }
 
@@ -139,40 +160,43 @@ function advance() {
   const open = order.find((j) => !sheet.items[j].answer);
   if (open !== undefined) return choose(open);
   closeLarge();
-  turn(1);
+  enter(sheet.number + 1);
+}
+
+function enter(number) {
+  if (number >= 0) whileLoading(enqueue(() => load(number)));
 }
 
 function turn(step) {
-  const number = sheet.number + step;
-  if (number < 0) return;
-  $("grid").classList.add("waiting");
-  enqueue(() => load(number));
+  if (!loading && !brush) enter(sheet.number + step);
 }
 
 function toggleTag(tag) {
+  if (loading) return;
   const item = sheet.items[selected];
+  if (item.answer === "corrected") return say("This pair has a corrected label: undo that (u) to change its tags.");
   item.tags = item.tags.includes(tag) ? item.tags.filter((other) => other !== tag) : [...item.tags, tag];
   showTags();
   label(selected);
-  if (item.answer && item.answer !== "corrected") {
-    const given = { item: item.id, answer: item.answer, tags: item.tags, rater: rater(), tab, ms: 0 };
-    enqueue(() => send(given));
-  }
+  if (item.answer) send(item);
 }
 
-async function send(given) {
-  sheet.progress = await (await post("rate", given)).json();
-  showProgress();
+function send({ id, answer, tags, ms }) {
+  const given = { item: id, answer, tags, rater: rater(), tab, ms };
+  enqueue(async () => {
+    sheet.progress = await (await post("rate", given)).json();
+    showProgress();
+  });
 }
 
 function undo() {
   if (brush) return brush.undo();
   say("");
-  return enqueue(async () => {
+  return whileLoading(enqueue(async () => {
     const back = await (await post("undo", { rater: rater(), tab })).json();
     if (!back.item) return say("There is nothing to undo in this tab.");
     await load(back.sheet ?? sheet.number, back.item);
-  });
+  }));
 }
 
 // --- One pair, large -----------------------------------------------------------------------------
@@ -222,7 +246,8 @@ async function toggleNearest() {
 function togglePaint() {
   if (brush) return stopPainting();
   openLarge();
-  const pair = pictures.get(sheet.items[selected].id);
+  painted = sheet.items[selected];
+  const pair = pictures.get(painted.id);
   const options = () => ({ radius: Number($("width").value), id: $("erase").checked ? 0 : Number($("class").value) });
   brush = new Brush($("big"), pair, options, drawLarge);
   $("brush").hidden = false;
@@ -233,22 +258,22 @@ function togglePaint() {
 function stopPainting() {
   if (!brush) return;
   brush.end();
-  brush = null;
+  brush = painted = null;
   $("brush").hidden = true;
   $("paint").setAttribute("aria-pressed", "false");
   if ($("large").open) drawLarge();
 }
 
 function sendMask(path, done) {
-  if (!brush) return;
-  const [item, mask] = [sheet.items[selected], brush.mask];
+  if (!brush || loading) return;
+  const [item, mask] = [painted, brush.mask.slice()];
   const ms = Math.round(performance.now() - since);
   const query = new URLSearchParams({ rater: rater(), tab, ms });
   say("");
-  enqueue(async () => {
+  whileLoading(enqueue(async () => {
     const response = await ask(`${path}/${item.id}?${query}`, { method: "POST", body: mask });
     await done(item, await response.json());
-  });
+  }));
 }
 
 function correct() {
@@ -302,7 +327,7 @@ $("outline").addEventListener("input", () => {
 $("large").addEventListener("close", () => { stopPainting(); hideNearest(); });
 $("rater").addEventListener("change", () => {
   localStorage.rater = rater();
-  enqueue(() => load(sheet.number));
+  whileLoading(enqueue(() => load(sheet.number)));
 });
 document.addEventListener("keydown", (event) => {
   const typing = event.target.matches("input[type=text], select");
@@ -322,7 +347,7 @@ document.addEventListener("keydown", (event) => {
 });
 // Another tab may have answered meanwhile.
 document.addEventListener("visibilitychange", () => {
-  if (!document.hidden && about) enqueue(() => load(sheet.number, sheet.items[selected]?.id));
+  if (!document.hidden && about) whileLoading(enqueue(() => load(sheet.number, sheet.items[selected]?.id)));
 });
 
 try {
