@@ -151,6 +151,66 @@ def test_a_camera_moves_the_mask(visit, site):
     page.locator("#rate", has_text=".").wait_for()
 
 
+def _numbers(page):
+    return [page.inner_text(f"#{name}") for name in ("area", "size", "latency")]
+
+
+def test_numbers_are_those_of_what_is_shown(visit, site, tmp_path):
+    """A frame has no mm, a new picture no numbers yet; one camera runs, however often it is started."""
+    _save(tmp_path / "a.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    page = visit(site, expected="422")
+    page.evaluate("""() => {
+      const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+      window.cameras = [];
+      navigator.mediaDevices.getUserMedia = async (wanted) => {
+        await new Promise((resolve) => setTimeout(resolve, 200));
+        cameras.push(await ask(wanted));
+        return cameras.at(-1);
+      };
+    }""")
+    page.fill("#spacing", "0.5")
+    page.keyboard.press("Tab")
+    page.click("#camera")
+    page.click("#camera")
+    page.locator("#rate", has_text=".").wait_for()
+    running = "() => cameras.map((one) => one.getTracks()[0].readyState)"
+    assert page.evaluate(running) == ["ended", "live"]
+    page.click("#camera")
+    page.fill("#spacing", "0.4")
+    assert "px" in page.inner_text("#area") and "mm" not in page.inner_text("#area")
+    assert page.evaluate(running) == ["ended", "ended"]
+
+    held = []
+    page.route("**/predict", lambda route: held.append(route))
+    page.set_input_files("#files", tmp_path / "a.png")
+    page.locator('#view[aria-label="a.png, no answer yet"]').wait_for()
+    assert _numbers(page) == ["–"] * 3 and page.is_disabled("#snapshot")
+    held[0].fulfill(status=422, json={"error": "no answer."})
+    page.locator("#message", has_text="no answer.").wait_for()
+    assert _numbers(page) == ["–"] * 3
+    page.unroute("**/predict")
+    page.set_input_files("#files", tmp_path / "a.png")
+    page.locator("#area", has_text="mm²").wait_for()
+    page.set_input_files("#files", tmp_path / "broken.png")
+    page.locator("#message", has_text="no image that this browser can show").wait_for()
+    assert _numbers(page) == ["–"] * 3 and page.is_disabled("#snapshot")
+
+
+FRAMES = """async (levels) => {
+  const { segmentFrame } = await import("./model.js");
+  const frames = levels.map((level) => new ImageData(new Uint8ClampedArray(64).fill(level), 4, 4));
+  const late = new Promise((resolve) => setTimeout(resolve, 10000, "late"));
+  const answers = await Promise.race([late, Promise.all(frames.map(segmentFrame))]);
+  return answers === "late" ? answers : answers.map((answer) => answer.probability[0]);
+}"""
+
+
+def test_every_frame_has_its_own_answer(visit, site):
+    page = visit(site)
+    assert page.evaluate(FRAMES, [10, 200, 60]) == [10, 200, 60]
+
+
 def test_by_keyboard_alone(visit, site, tmp_path):
     """A folder of pictures, in the order of their numbers."""
     images = {

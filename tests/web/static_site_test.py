@@ -1,5 +1,6 @@
 """The page that needs no server: what it is made of, and that a browser predicts with it as models do."""
 
+import contextlib
 import functools
 import http.server
 import pathlib
@@ -16,8 +17,6 @@ from fewshotseg.errors import InputError
 from fewshotseg.results import export
 from fewshotseg.results.predictor import create_network, create_predictor, probabilities_of
 from fewshotseg.web import static_site
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +71,31 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine")
-def test_the_browser_predicts_as_the_model(predictor, exported, runtime, tmp_path, monkeypatch):
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+@contextlib.contextmanager
+def _served(folder, **types):
+    """The address of a plain file server; `types` of files by their ending."""
+
+    class Handler(_Quiet):
+        extensions_map = {
+            **_Quiet.extensions_map,
+            **{f".{end}": kind for end, kind in types.items()},
+        }
+
+    handler = functools.partial(Handler, directory=folder)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_the_browser_predicts_as_the_model(
+    predictor, exported, runtime, browser, tmp_path, monkeypatch
+):
     monkeypatch.chdir(runtime)
     static_site.write_site(exported, tmp_path / "site")
     coarse = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
@@ -85,30 +106,39 @@ def test_the_browser_predicts_as_the_model(predictor, exported, runtime, tmp_pat
     unsure = int((np.abs(wanted - 0.5) < 0.5 / 255 + 1e-4).sum())
     assert 100 < area < 3650 and unsure < 30
 
-    handler = functools.partial(_Quiet, directory=tmp_path / "site")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    address, asked, wrong = f"http://127.0.0.1:{server.server_port}", [], []
-    try:
-        with playwright.sync_playwright() as started:
-            browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-            context = browser.new_context()
-            context.on("request", lambda request: asked.append(request.url))
-            page = context.new_page()
-            page.on(
-                "console", lambda line: wrong.append(line.text) if line.type == "error" else None
-            )
-            page.goto(address)
-            page.locator("body[data-ready=yes]").wait_for(timeout=120_000)
-            page.set_input_files("#files", tmp_path / "a.png")
-            page.locator("#area", has_text="px").wait_for(timeout=60_000)
-            found = int(page.inner_text("#area").split()[1].replace(",", ""))
-            assert page.inner_text("#size") == "75 × 50" and "mine" in page.inner_text("#model")
-            browser.close()
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    asked, wrong = [], []
+    with _served(tmp_path / "site") as address, browser.new_context() as context:
+        context.on("request", lambda request: asked.append(request.url))
+        page = context.new_page()
+        page.on("console", lambda line: wrong.append(line.text) if line.type == "error" else None)
+        page.goto(address)
+        page.locator("body[data-ready=yes]").wait_for(timeout=120_000)
+        page.set_input_files("#files", tmp_path / "a.png")
+        page.locator("#area", has_text="px").wait_for(timeout=60_000)
+        found = int(page.inner_text("#area").split()[1].replace(",", ""))
+        assert page.inner_text("#size") == "75 × 50" and "mine" in page.inner_text("#model")
     assert abs(found - area) <= unsure
     assert not wrong and not [url for url in asked if not url.startswith((address, "blob:"))]
+
+
+RUNTIME = """export const env = { wasm: {} };
+export const InferenceSession = { create: async () => ({}) };
+"""
+
+
+def test_what_the_page_cannot_do_it_says(exported, browser, tmp_path, monkeypatch):
+    """A server that sends modules with a type that browsers refuse; pictures of 16 bits."""
+    runtime = dict.fromkeys(static_site.RUNTIME_FILES, RUNTIME.encode())
+    monkeypatch.setattr(static_site, "_runtime", lambda log: runtime)
+    static_site.write_site(exported, tmp_path / "site")
+    Image.fromarray(np.full((20, 30), 3000, np.uint16)).save(tmp_path / "deep.png")
+    with browser.new_context() as context:
+        page = context.new_page()
+        with _served(tmp_path / "site", mjs="text/plain") as address:
+            page.goto(address)
+            page.locator("#message", has_text=".mjs files as text/javascript").wait_for()
+        with _served(tmp_path / "site") as address:
+            page.goto(address)
+            page.locator("body[data-ready=yes]").wait_for()
+            page.set_input_files("#files", tmp_path / "deep.png")
+            page.locator("#message", has_text="deep.png has 16 bits per channel").wait_for()

@@ -6,9 +6,10 @@ const FRAME_SIDE = 256; // longest side of what a camera frame is shrunk to
 const $ = (id) => document.getElementById(id);
 const view = $("view");
 let about = null;
-let shown = null; // { source, answer, name }: the picture on the screen and what the model says of it
+let shown = null; // { source, answer, name, moving }: the picture on the screen and what the model says of it
 let pictures = []; // files to choose from
 let stream = null; // of the camera
+let starts = 0; // a number for every start and stop of it: a camera that comes late is turned off
 let turn = 0; // a number for everything asked for: late answers to old questions are dropped
 
 function say(text) {
@@ -18,32 +19,41 @@ function say(text) {
 function redraw() {
   $("opacity-shown").textContent = Number($("opacity").value).toFixed(2);
   $("threshold-shown").textContent = Number($("threshold").value).toFixed(2);
+  $("snapshot").disabled = !shown?.answer;
+  if (!shown?.answer) for (const id of ["area", "size", "latency"]) $(id).textContent = "–";
   if (!shown) return;
-  const { source, answer } = shown;
+  const { source, answer, moving } = shown;
   const threshold = Number($("threshold").value);
   draw(view, source, answer, threshold, {
-    outline: $("outline").checked, map: $("map").checked, opacity: Number($("opacity").value), moving: !!stream,
+    outline: $("outline").checked, map: $("map").checked, opacity: Number($("opacity").value), moving,
   });
   $("hint").hidden = true;
-  $("snapshot").disabled = !answer;
+  view.setAttribute("aria-label", `${shown.name}, no answer yet`);
   if (!answer) return;
   const areas = areasOf(maskOf(answer, threshold), about.class_names.length);
-  $("area").textContent = about.class_names.map((name, i) => `${name}: ${areaText(areas[i])}`).join("; ");
+  $("area").textContent = about.class_names.map((name, i) => `${name}: ${areaText(areas[i], moving)}`).join("; ");
   $("size").textContent = `${answer.width} × ${answer.height}`;
   view.setAttribute("aria-label", `${shown.name}, ${$("area").textContent}`);
 }
 
-function areaText(pixels) {
+function areaText(pixels, moving) {
   const spacing = Number($("spacing").value);
   const text = `${pixels.toLocaleString("en")} px`;
   // The spacing is that of the picture's own pixels, which a camera's shrunken frame has no more.
-  return spacing > 0 && !stream ? `${text} = ${(pixels * spacing ** 2).toFixed(1)} mm²` : text;
+  return spacing > 0 && !moving ? `${text} = ${(pixels * spacing ** 2).toFixed(1)} mm²` : text;
 }
 
-function show(source, answer, name, milliseconds) {
-  shown = { source, answer, name };
+function show(source, answer, name, milliseconds, moving = false) {
+  shown = { source, answer, name, moving };
   redraw();
   if (answer) $("latency").textContent = `${Math.round(milliseconds)} ms (model ${answer.milliseconds.toFixed(0)})`;
+}
+
+function showNothing() {
+  shown = null;
+  view.getContext("2d").clearRect(0, 0, view.width, view.height);
+  view.setAttribute("aria-label", "No picture");
+  redraw();
 }
 
 // --- Pictures ------------------------------------------------------------------------------------
@@ -55,6 +65,7 @@ async function predict(file, name) {
   $("rate").textContent = "–";
   try {
     const source = await createImageBitmap(file, { imageOrientation: "from-image" }).catch(() => {
+      if (mine === turn) showNothing();
       throw new Error(`${name} is no image that this browser can show: save it as PNG or JPEG.`);
     });
     const started = performance.now();
@@ -103,18 +114,27 @@ async function filesOf(entry) {
 
 async function startCamera() {
   if (!navigator.mediaDevices) return say("The camera needs this machine's own address, or https.");
+  const mine = ++starts;
+  const video = document.createElement("video");
   try {
-    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" }, audio: false });
+    const found = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" }, audio: false });
+    if (mine !== starts) return end(found); // pressed again, or a picture was chosen meanwhile
+    stream = found;
+    say("");
+    $("camera").textContent = "Stop camera";
+    $("camera").setAttribute("aria-pressed", "true");
+    Object.assign(video, { srcObject: stream, muted: true, playsInline: true });
+    await video.play();
   } catch (error) {
+    if (mine !== starts) return;
+    stopCamera();
     return say(`No camera: ${error.message}.`);
   }
-  say("");
-  $("camera").textContent = "Stop camera";
-  $("camera").setAttribute("aria-pressed", "true");
-  const video = document.createElement("video");
-  Object.assign(video, { srcObject: stream, muted: true, playsInline: true });
-  await video.play();
-  await follow(video, ++turn);
+  if (mine === starts) await follow(video, ++turn);
+}
+
+function end(camera) {
+  camera.getTracks().forEach((track) => track.stop());
 }
 
 // One frame at a time: while the model works, newer ones pass by, and the last answer is drawn.
@@ -131,7 +151,7 @@ async function follow(video, mine) {
       context.drawImage(video, 0, 0, width, height);
       const started = performance.now();
       const asked = segmentFrame(context.getImageData(0, 0, width, height));
-      if (last) show(last.source, last.answer, "camera", last.milliseconds);
+      if (last) show(last.source, last.answer, "camera", last.milliseconds, true);
       const answer = await asked;
       if (mine !== turn || !stream) return;
       last = { source, answer, milliseconds: performance.now() - started };
@@ -150,8 +170,9 @@ async function follow(video, mine) {
 }
 
 function stopCamera() {
+  starts++;
   if (!stream) return;
-  stream.getTracks().forEach((track) => track.stop());
+  end(stream);
   stream = null;
   turn++;
   $("camera").textContent = "Start camera";

@@ -1,5 +1,5 @@
 // The model on the server that sent this page. See web/live.py for the form of the answers.
-let socket = null;
+let line = null; // { socket, opened, waiting }: frames are answered in their order
 
 export async function describe() {
   const response = await fetch("model.json");
@@ -13,9 +13,9 @@ export async function segmentFile(file) {
   return parse(await response.arrayBuffer());
 }
 
-// One frame, an ImageData; the next only after its answer.
+// One frame, an ImageData.
 export async function segmentFrame(frame) {
-  const opened = await connection();
+  const { socket, waiting } = await connection();
   const data = new Uint8Array(4 + 3 * frame.width * frame.height);
   new DataView(data.buffer).setUint16(0, frame.width, true);
   new DataView(data.buffer).setUint16(2, frame.height, true);
@@ -25,22 +25,28 @@ export async function segmentFrame(frame) {
     data[j++] = frame.data[i + 2];
   }
   return new Promise((resolve, reject) => {
-    opened.onmessage = (event) => resolve(parse(event.data));
-    opened.onclose = () => reject(new Error("The server has ended the connection."));
-    opened.send(data);
+    waiting.push({ resolve, reject });
+    socket.send(data);
   });
 }
 
 function connection() {
-  if (socket && socket.readyState === WebSocket.OPEN) return Promise.resolve(socket);
+  if (line && line.socket.readyState <= WebSocket.OPEN) return line.opened;
   const address = new URL("frames", location.href);
   address.protocol = address.protocol.replace("http", "ws");
-  socket = new WebSocket(address);
+  const mine = { socket: new WebSocket(address), waiting: [] };
+  const { socket, waiting } = mine;
   socket.binaryType = "arraybuffer";
-  return new Promise((resolve, reject) => {
-    socket.onopen = () => resolve(socket);
+  socket.onmessage = (event) => waiting.shift().resolve(parse(event.data));
+  socket.onclose = () => {
+    for (const { reject } of waiting.splice(0)) reject(new Error("The server has ended the connection."));
+  };
+  mine.opened = new Promise((resolve, reject) => {
+    socket.onopen = () => resolve(mine);
     socket.onerror = () => reject(new Error("The server does not answer."));
   });
+  line = mine;
+  return mine.opened;
 }
 
 function parse(buffer) {

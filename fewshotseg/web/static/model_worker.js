@@ -10,7 +10,10 @@ self.onmessage = async ({ data: message }) => {
   const { number } = message;
   try {
     session ??= ort.InferenceSession.create(new URL("model.onnx", import.meta.url).href);
-    const model = await session;
+    const model = await session.catch((error) => {
+      session = null; // to be tried again
+      throw error;
+    });
     const answer = message.load ? null : await segment(model, message);
     const planes = answer ? [answer.probability.buffer, ...(answer.classes ? [answer.classes.buffer] : [])] : [];
     self.postMessage({ number, answer }, planes);
