@@ -193,8 +193,7 @@ def table(rows, against: str, class_name: str = "") -> str:
     for where, name, number, (dice, *levels), d, others in lines:
         cells = ["", "", ""]
         if d:
-            low, high = d["ci95"]
-            cells[0] = f"{100 * d['mean']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+            cells[0] = f"{100 * d['mean']:+.1f}{_ends(d['ci95'], 1, 100)}"
             low, high = d["draws"]["ci95"]
             cells[1] = "" if math.isnan(low) else f"{100 * low:+.1f} to {100 * high:+.1f}"
             cells[2] = f"{adjusted[where, name]:.2g}"
@@ -203,10 +202,15 @@ def table(rows, against: str, class_name: str = "") -> str:
             cells.append(f"{level:.{digits}f}")
             cells.append("")
             if other:
-                low, high = other["ci95"]
-                cells[-1] = f"{other['mean']:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+                cells[-1] = f"{other['mean']:+.{digits}f}{_ends(other['ci95'], digits)}"
         text.append("| " + " | ".join((*where, name, str(number), f"{dice:.3f}", *cells)) + " |")
     return "\n".join(text)
+
+
+def _ends(ci95, digits: int, times: float = 1) -> str:
+    """' (low to high)'; '' of too few cases for an interval."""
+    low, high = (f"{times * end:+.{digits}f}" for end in ci95)
+    return "" if math.isnan(ci95[0]) else f" ({low} to {high})"
 
 
 def _base(found, where, name, against):

@@ -226,11 +226,11 @@ def _peek(argv, **defaults):
 
 
 def _choose_config(name, mode, workdir):
-    from fewshotseg.runs import folder
+    from fewshotseg.runs import folder, remote
 
     if name is None and mode in CONTINUE and workdir and folder.is_begun(pathlib.Path(workdir)):
         config = folder.restore_config(pathlib.Path(workdir), load_config("default"))
-        print(f"Configuration: that of {workdir}", flush=True)
+        print(f"Configuration: that of {remote.shown(workdir)}", flush=True)
         return config
     return load_config("demo" if name is None else name)
 

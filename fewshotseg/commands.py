@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import os
 import pathlib
+import shlex
 from typing import Any
 
 from fewshotseg import errors
@@ -85,7 +86,7 @@ def _alone_in(workdir):
 
 
 def train(config, flags) -> None:
-    from fewshotseg.runs import folder
+    from fewshotseg.runs import folder, remote
     from fewshotseg.training import budget, config_check, devices
     from fewshotseg.training import train as train_lib
 
@@ -95,7 +96,7 @@ def train(config, flags) -> None:
         experiment = budget.plan(config, workdir, flags.minutes)
         if devices.is_main():
             folder.write(config, workdir)
-            where = f"{folder.device()}, results in {workdir}"
+            where = f"{folder.device()}, results in {remote.shown(workdir)}"
             print(f"{config.name}: seed {config.seed}, {where}", flush=True)
         train_lib.train_and_evaluate(experiment, workdir)
         if devices.is_main():
@@ -199,7 +200,7 @@ def _check_host(mode, flags):
 
 
 def review(config, flags) -> None:
-    from fewshotseg.runs import folder, ratings
+    from fewshotseg.runs import folder, ratings, remote
 
     _require_run(flags)
     workdir = pathlib.Path(flags.workdir)
@@ -216,7 +217,9 @@ def review(config, flags) -> None:
     folder.check_same(config, workdir)
     print("Making the pairs ...", flush=True)
     session = build_review.create_session(config, workdir)
-    print(f"Answers go to {path}; --config.feedback.file={path} trains with them.", flush=True)
+    place = remote.shown(workdir, ratings.FOLDER, ratings.FILE)
+    here = " of a copy of that folder here" if remote.is_remote(place) else f"={shlex.quote(place)}"
+    print(f"Answers go to {place}; --config.feedback.file{here} trains with them.", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         log = functools.partial(print, flush=True)
         server.serve(page.create_app(session, workdir.resolve().name), flags.host, flags.port, log)
@@ -245,14 +248,15 @@ def report(config, flags) -> None:
 
 def _report(workdirs, output=None):
     from fewshotseg.results.report import page as report_lib
+    from fewshotseg.runs import remote
 
     path = report_lib.build_report(workdirs, output or workdirs[0] / "report.html")
     print(report_lib.results_table(workdirs))
-    print(f"Report: {path}")
+    print(f"Report: {path if output else remote.shown(workdirs[0], path.name)}")
 
 
 def hypergradient(config, flags) -> None:
-    from fewshotseg.runs import folder
+    from fewshotseg.runs import folder, remote
     from fewshotseg.training import compare_estimators
 
     _require_run(flags)
@@ -260,7 +264,7 @@ def hypergradient(config, flags) -> None:
     with _alone_in(flags.workdir):
         rows = compare_estimators.compare_estimators(config, flags.workdir)
     print(compare_estimators.table(rows))
-    print(f"Table and plot: {pathlib.Path(flags.workdir, 'hypergradient')}")
+    print(f"Table and plot: {remote.shown(flags.workdir, 'hypergradient')}")
 
 
 def synthesize(config, flags) -> None:

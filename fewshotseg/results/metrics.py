@@ -43,7 +43,7 @@ CONVENTION = (
     "undefined elsewhere. "
     "sd is over cases (n - 1); ci95 is a bootstrap interval of the mean over cases (whole clusters "
     "or groups are drawn where they are known), which says nothing about the spread over training "
-    "seeds. "
+    "seeds, and is null over fewer than 6 of what is drawn. "
     "pooled_dice and ece add the pixels of all cases before they divide, so large regions weigh more."
 )
 CALIBRATION_BINS = 10

@@ -25,16 +25,25 @@ from fewshotseg import errors
 
 SCHEMES = ("gs", "s3", "az")
 CONTENTS = "contents.json"  # there, never here
+ADDRESS = ".address"  # here, never there: of what this is a copy
 EVERY = 60.0  # seconds between copies
 # What another process or a kill may leave behind: files half written, and the lock.
 _PASSING = re.compile(
-    r"(^|/)(\.lock|\.writable|\.partial-[^/]*|[^/]*orbax-checkpoint-tmp[^/]*)(/|$)"
+    r"(^|/)(\.lock|\.address|\.writable|\.partial-[^/]*|[^/]*orbax-checkpoint-tmp[^/]*)(/|$)"
 )
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
     """Whether a path has a scheme, as 'gs://bucket/run' has."""
     return "://" in os.fspath(path)
+
+
+def shown(workdir: pathlib.Path, *parts: str) -> str:
+    """A path in the folder of a run as its user knows it: in the bucket that the folder is a copy of."""
+    note = pathlib.Path(workdir, ADDRESS)
+    if not note.is_file():
+        return str(pathlib.Path(workdir, *parts))
+    return "/".join((note.read_text(encoding="utf-8"), *parts))
 
 
 class Mirror:
@@ -58,6 +67,7 @@ class Mirror:
         self._known: dict[str, tuple[int, int]] = {}  # path -> size and time here of what is there
         self._own: set[str] = set()  # paths of what was copied from here
         self.here.mkdir(parents=True, exist_ok=True)
+        (self.here / ADDRESS).write_text(self.address, encoding="utf-8")
 
     def pull(self) -> int:
         """Copies everything from there to here; how many files that were.

@@ -21,18 +21,22 @@ def _cells(line):
 
 
 def test_differences_are_paired_by_case_and_settings_are_not_mixed():
-    rows = _rows("real_only", [0.5, 0.6, 0.7]) + _rows("mixture", [0.6, 0.8, 0.7])
-    rows += _rows("real_only", [0.1, 0.1, 0.1], steps=800)
+    rows = _rows("real_only", [0.5, 0.6, 0.7] * 2) + _rows("mixture", [0.6, 0.8, 0.7] * 2)
+    rows += _rows("real_only", [0.1] * 6, steps=800)
     lines = table.table(rows, "real_only").splitlines()[2:]
     first, second, longer = map(_cells, lines)
     assert first[:7] == ["busi", "96", "400", "40", "unet: real_only", "1", "0.600"]
     assert second[6] == "0.700" and second[7].startswith("+10.0 (")
     assert second[10] == "30.0" and second[11].startswith("-10.0 (")
     assert longer[2] == "800" and longer[7] == ""
+    few = [row for row in rows if row["case"] < "c3"]
+    assert (
+        _cells(table.table(few, "real_only").splitlines()[3])[7] == "+10.0"
+    )  # no interval of three
 
 
 def test_a_method_is_compared_with_itself_at_another_number_of_steps():
-    rows = _rows("real_only", [0.5, 0.6]) + _rows("real_only", [0.6, 0.8], steps=1200)
+    rows = _rows("real_only", [0.5, 0.6] * 3) + _rows("real_only", [0.6, 0.8] * 3, steps=1200)
     lines = table.table(table.across(rows, "steps"), "real_only at 400 steps").splitlines()[2:]
     short, long = map(_cells, lines)
     assert short[4] == "unet: real_only at 400 steps" and short[7] == ""
@@ -42,13 +46,14 @@ def test_a_method_is_compared_with_itself_at_another_number_of_steps():
 
 def test_peers_are_compared_with_the_method_of_one_segmenter():
     """Whatever the steps; if trainings of it differ in them alone, only with the one of its own steps."""
-    rows = _rows("mixture", [0.6, 0.8]) + _rows(
-        "smp", [0.5, 0.6], steps="10 CPU-min", segmenter="smp"
+    rows = _rows("mixture", [0.6, 0.8] * 3) + _rows(
+        "smp", [0.5, 0.6] * 3, steps="10 CPU-min", segmenter="smp"
     )
-    rows += _rows("mixture", [0, 0], dataset="fuseg")
+    rows += _rows("mixture", [0] * 6, dataset="fuseg")
     ours, peer, other = map(_cells, table.table(rows, "unet: mixture").splitlines()[2:])
     assert ours[7] == other[7] == "" and peer[7].startswith("-15.0 (")
-    rows += _rows("mixture", [0.6, 0.9], steps=800) + _rows("real_only", [0.5, 0.9], steps=800)
+    rows += _rows("mixture", [0.6, 0.9] * 3, steps=800)
+    rows += _rows("real_only", [0.5, 0.9] * 3, steps=800)
     lines = map(_cells, table.table(rows, "unet: mixture").splitlines()[2:])
     found = {(line[0], line[2], line[4]): line[7].partition(" ")[0] for line in lines}
     assert found["busi", "10 CPU-min", "smp: smp"] == ""
@@ -100,7 +105,7 @@ def test_classes_have_tables_of_their_own_and_all_that_was_measured(tmp_path):
     rows = []
     for name, shift in (("", 0.0), ("vessel", 0.1), ("nerve", -0.1)):
         for method, dice in (("real_plain", [0.5, 0.6]), ("real_only", [0.6, 0.8])):
-            found = _rows(method, [d + shift for d in dice])
+            found = _rows(method, [d + shift for d in dice * 3])
             rows += [row | {"class": name, "nsd": row["dice"] / 2} for row in found]
     table.write_rows(rows, table.COLUMNS, tmp_path / "rows.csv")
     rows = table.read_rows(tmp_path / "rows.csv")

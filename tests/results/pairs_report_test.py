@@ -70,10 +70,10 @@ def test_a_point_and_a_line_of_the_table_per_pair(tmp_path):
     (line,) = axis.lines
     np.testing.assert_allclose(line.get_xydata(), [[0.5, 0.9], [0.97, 0.4], [0.2, 0.8]])
     assert line.get_label() == "joint"
-    page.build_report([root], tmp_path / "report.html")
-    with (tmp_path / "pairs.csv").open(newline="") as file:
+    page.build_report([root], tmp_path / "run" / "report.html")
+    with (root / "pairs.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["consistency"] for row in rows] == ["0.9", "0.4", "", "0.8"]
     assert rows[0]["cases"] == "a;b" and rows[0]["method"] == "joint"
-    text = (tmp_path / "report.html").read_text()
+    text = (root / "report.html").read_text()
     assert "Synthetic pairs, one by one" in text and "near copies" in text

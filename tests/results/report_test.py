@@ -23,6 +23,7 @@ from fewshotseg.results.report import page as report
 from fewshotseg.results.report import plots as report_plots
 from fewshotseg.results.report import scores as report_scores
 from fewshotseg.results.report import tables as report_tables
+from fewshotseg.runs import remote
 
 COUNTS = ("reference_size", "prediction_size", "intersection")
 
@@ -117,18 +118,18 @@ def _cells(table, **wanted):
 
 
 def test_numbers_are_those_of_the_cases(tmp_path):
-    run = _make_run(tmp_path / "run", {"real_only": [0.5, 0.7], "end2end": [0.6, 1.0]})
+    run = _make_run(tmp_path / "run", {"real_only": [0.5, 0.7] * 3, "end2end": [0.6, 1.0] * 3})
     text = report.results_table([run])
     page = _page([run], tmp_path)
     for content in (text, page):
         assert "0.600 [" in content and "0.800 [" in content
         assert "+0.200 [" in content
-    with open(tmp_path / "page" / "results.csv", newline="") as file:
+    with open(tmp_path / "page" / "report_results.csv", newline="") as file:
         rows = {(r["method"], r["metric"]): r for r in csv.DictReader(file)}
     assert float(rows["end2end", "dice"]["mean"]) == pytest.approx(0.8)
     jaccard = (0.5 / 1.5 + 0.7 / 1.3) / 2
     assert float(rows["real_only", "jaccard"]["mean"]) == pytest.approx(jaccard, abs=1e-12)
-    assert rows["real_only", "dice"]["n"] == "2" and rows["real_only", "dice"]["seed"] == "0"
+    assert rows["real_only", "dice"]["n"] == "6" and rows["real_only", "dice"]["seed"] == "0"
 
 
 def test_empty_cases_are_counted_and_left_out(tmp_path):
@@ -173,8 +174,8 @@ def test_the_same_seed_twice_is_refused(tmp_path):
 
 
 def test_methods_of_one_seed_may_lie_in_several_folders(tmp_path):
-    a = _make_run(tmp_path / "a", {"real_only": [0.5, 0.7]})
-    b = _make_run(tmp_path / "b", {"end2end": [0.6, 1.0]})
+    a = _make_run(tmp_path / "a", {"real_only": [0.5, 0.7] * 3})
+    b = _make_run(tmp_path / "b", {"end2end": [0.6, 1.0] * 3})
     assert "+0.200 [" in report.results_table([a, b])
 
 
@@ -226,7 +227,7 @@ def test_several_seeds_decide(tmp_path, gains, tone, words):
 
 def test_steady_seeds_on_few_scattered_cases_are_no_proof(tmp_path):
     """Every seed gains the same, but on one case out of three only."""
-    dice = {"real_only": [0.5, 0.5, 0.5], "end2end": [0.8, 0.5, 0.49]}
+    dice = {"real_only": [0.5] * 6, "end2end": [0.8, 0.5, 0.49] * 2}
     runs = [_make_run(tmp_path / f"run{s}", dice, seed=s) for s in range(3)]
     ((tone, _, text),) = _headlines(runs)
     assert tone == "none" and "So few test cases" in text
@@ -270,6 +271,18 @@ def test_page_is_self_contained(tmp_path):
     }
     assert "worst 1" in text and "4 x abacus" in text and "jax 0.0.1" in text
     assert "4 (3 training + 1 validation)" in text
+
+
+def test_a_page_beside_other_files_leaves_them_alone(tmp_path):
+    run = _make_run(tmp_path / "run", {"real_only": _spread(0.5)})
+    before = {name: f"of the user: {name}" for name in ("results.csv", "cases.csv", "pairs.csv")}
+    for name, text in before.items():
+        (tmp_path / name).write_text(text)
+    page = report.build_report([run], tmp_path / "mine.html").read_text()
+    assert {name: (tmp_path / name).read_text() for name in before} == before
+    assert "mine_results.csv and mine_cases.csv" in page and not (tmp_path / "report").exists()
+    report.build_report([run], run / "report.html")
+    assert (run / "results.csv").read_bytes() == (tmp_path / "mine_results.csv").read_bytes()
 
 
 def test_names_are_escaped(tmp_path):
@@ -387,7 +400,7 @@ def test_reads_what_evaluation_writes(tmp_path):
     other = _make_run(tmp_path / "other", {"real_only": [0.5, 0.7]})
     assert ">clDice<" not in _page([other], tmp_path / "second")
     assert "worst 1" in page and "tolerance of 0.01 of the image" in page
-    assert list((tmp_path / "page" / "report").glob("reliability_*.png"))
+    assert list((tmp_path / "page" / "report_report").glob("reliability_*.png"))
     assert "real_only 1.310 (expected calibration error there 0.051, now \u2013)" in page
 
 
@@ -541,6 +554,56 @@ def test_test_images_may_object_to_the_method_that_predicts(tmp_path):
     assert found.command in page
 
 
+def test_too_few_cases_say_that_they_are(tmp_path):
+    dice = {"real_only": [0.5, 0.6, 0.7, 0.6, None], "end2end": [0.6, 0.7, 0.8, 0.7, 0.9]}
+    run = _make_run(tmp_path / "run", dice)
+    by_case = {f"c{i:02}": 0.1 for i in range(5)}
+    _write(run / "threshold.json", {"phantom": {"dice": 0.1, "by_case": by_case}})
+    found = _handover(run)
+    assert found.headline == "Use end2end: Dice 0.700 on test set phantom." and found.tone == "open"
+    said = " ".join(found.sentences)
+    assert "Dice 0.700 over 4 cases, too few for an interval" in said
+    assert "minus one grey-value threshold +0.640, of too few cases to tell" in said
+    assert "too few cases to tell it from real_only" in said and "no measurable" not in said
+    ((tone, headline, text),) = _headlines([run])
+    assert (tone, headline) == ("open", "One seed, and too few test cases for a verdict.")
+    assert "+0.100 (paired, n = 4), of 4 cases: too few for an interval." in text
+    more = [run, _make_run(tmp_path / "more", dice, seed=1)]
+    ((tone, headline, text),) = _headlines(more)
+    assert (tone, headline) == ("open", "Too few test cases for a verdict.")
+    assert "nan" not in report.results_table(more).lower()
+
+
+def test_a_threshold_that_has_no_dice_objects_to_nothing(tmp_path):
+    run = _make_run(tmp_path / "run", {"real_only": _spread(0.5)})
+    by_case = {f"c{i:02}": None for i in range(30)}
+    _write(run / "threshold.json", {"phantom": {"dice": 0.1, "by_case": by_case}})
+    found = _handover(run)
+    assert found.method == "real_only" and found.headline.startswith("Use real_only")
+    assert "no case has a Dice to compare with a grey-value threshold" in found.sentences[1]
+
+
+def test_of_many_methods_one_must_be_better_for_sure_to_be_named_instead(tmp_path, monkeypatch):
+    base = _spread(0.7)
+    worse = [x - 0.05 + 0.02 * math.cos(5 * i) for i, x in enumerate(base)]
+    run = _make_run(tmp_path / "run", {"real_only": base, "end2end": worse})
+    monkeypatch.setattr(advice.statistics, "holm", lambda p: [0.06] * len(p))
+    found = _handover(run)
+    assert found.method == "end2end"
+    assert "no measurable difference in Dice to real_only" in " ".join(found.sentences)
+
+
+def test_a_copy_of_a_run_in_a_bucket_is_named_by_its_address(tmp_path):
+    run = _make_run(tmp_path / "run", {"real_only": _spread(0.5)})
+    assert f"--workdir={run} " in _handover(run).command
+    spaced = _make_run(tmp_path / "my run", {"real_only": _spread(0.5)})
+    assert f"--workdir='{spaced}' " in _handover(spaced).command
+    _write(run / remote.ADDRESS, "gs://bucket/runs/a")
+    assert "--workdir=gs://bucket/runs/a " in _handover(run).command
+    assert str(run) not in _page([run], tmp_path)
+    assert str(run) not in (tmp_path / "page" / "report_cases.csv").read_text()
+
+
 def test_hd95_is_in_every_table(tmp_path):
     rows = [_row("x", 0.2), {**_row("x", 0.6), "class": "other", "class_id": 2}]
     dice = {"real_only": rows, "end2end": rows}
@@ -623,23 +686,21 @@ def test_means_of_methods_are_over_the_same_cases(tmp_path):
 def test_clusters_of_the_split_are_drawn_whole(tmp_path):
     dice = {"real_only": _spread(0.5), "end2end": _spread(0.6)}
     run = _make_run(tmp_path / "run", dice)
-    clusters = {f"c{i:02}": i // 10 for i in range(30)}
+    clusters = {f"c{i:02}": i // 5 for i in range(30)}
     _set_splits(run, ["a"], ["b"], clusters=clusters)
     scores = report_scores.score_runs(report_inputs.read_runs([run]))
     values = [scores[0].rows[f"c{i:02}"]["dice"] for i in range(30)]
-    expected = statistics.bootstrap_interval(values, [f"cluster {i // 10}" for i in range(30)])
+    expected = statistics.bootstrap_interval(values, [f"cluster {i // 5}" for i in range(30)])
     assert scores[0].summary["dice"]["ci95"] == expected
     text = report.results_table([run])
-    assert "bootstrap over 3 clusters" in text and "So few test cases" in text
+    assert "bootstrap over 6 clusters" in text and "So few test cases" in text
     # The same by test set, as runs write it; those of another set say nothing.
     _set_splits(run, ["a"], ["b"], clusters={"phantom": clusters, "other": {"c00": 9}})
     assert report.results_table([run]) == text
     _set_splits(run, ["a"], ["b"], clusters={"other": clusters})
     assert "bootstrap over 30 cases" in report.results_table([run])
-    _set_splits(
-        run, ["a"], ["b"], groups={"phantom": {c: f"p{n % 2}" for c, n in clusters.items()}}
-    )
-    assert "bootstrap over 2 groups" in report.results_table([run])
+    _set_splits(run, ["a"], ["b"], groups={"phantom": {c: f"p{n}" for c, n in clusters.items()}})
+    assert "bootstrap over 6 groups" in report.results_table([run])
 
 
 def test_p_values_are_adjusted_for_the_comparisons_of_a_test_set(tmp_path):
@@ -671,7 +732,7 @@ def test_every_case_is_listed_worst_first(tmp_path):
     assert table.rows[-1][-1] == "both: no score"
     page = _page([run], tmp_path)
     assert "--share: 20%" in page and page.count("Every test case of phantom") == 1
-    with open(tmp_path / "page" / "cases.csv", newline="") as file:
+    with open(tmp_path / "page" / "report_cases.csv", newline="") as file:
         rows = {(r["method"], r["case"]): r for r in csv.DictReader(file)}
     assert len(rows) == 8 and float(rows["end2end", "c03"]["dice"]) == 0.2
     assert rows["end2end", "c02"]["dice"] == ""

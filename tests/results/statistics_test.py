@@ -73,18 +73,26 @@ def test_bootstrap_draws_whole_groups():
 
 
 def test_aggregate_draws_whole_groups_of_defined_cases():
-    dice = [0.1, 0.2, 0.9, 0.8, math.nan, 0.7]
-    groups = ["a", "a", "b", "b", "b", "c"]
+    dice = [0.1, 0.2, 0.9, 0.8, math.nan, 0.7, 0.3, 0.4, 0.5]
+    groups = ["a", "a", "b", "b", "b", "c", "d", "e", "f"]
     result = statistics.aggregate([{"dice": value} for value in dice], groups)
-    expected = statistics.bootstrap_interval([0.1, 0.2, 0.9, 0.8, 0.7], ["a", "a", "b", "b", "c"])
+    kept = dice[:4] + dice[5:], groups[:4] + groups[5:]
+    expected = statistics.bootstrap_interval(*kept)
     assert result["dice"]["ci95"] == expected
-    assert expected != statistics.bootstrap_interval([0.1, 0.2, 0.9, 0.8, 0.7])
+    assert expected != statistics.bootstrap_interval(kept[0])
 
 
 def test_bootstrap_interval_without_spread():
-    assert statistics.bootstrap_interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
-    assert all(math.isnan(end) for end in statistics.bootstrap_interval([0.5]))
-    assert all(math.isnan(end) for end in statistics.bootstrap_interval([0.5, 0.6], ["a", "a"]))
+    assert statistics.bootstrap_interval([0.5] * 6) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.5] * 5, [0.1, 0.2, 0.3, 0.4, 0.5]])
+def test_too_few_cases_have_no_interval(values):
+    """Five differences of one sign are no evidence: the sign test's p is 2 / 2 ** 5."""
+    assert all(math.isnan(end) for end in statistics.bootstrap_interval(values))
+    units = [str(i) for i in range(len(values))] * 3
+    assert all(math.isnan(end) for end in statistics.bootstrap_interval(values * 3, units))
+    assert not math.isnan(statistics.bootstrap_interval(values + list(range(5)))[0])
 
 
 def test_summarise_seeds():

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -20,6 +21,7 @@ from fewshotseg.results.report.scores import (
     against_threshold,
     grouped,
 )
+from fewshotseg.runs import remote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +74,12 @@ def _handover(run: Run, scores: Sequence[Score]) -> Handover:
         method, why = predicting_method("", run.methods, trained)
     chosen = next(s for s in main if s.method == method)
     rivals = [(s, _difference(chosen, s)) for s in main if s is not chosen]
-    better = [(s, d) for s, d in rivals if words.side(d["ci95"]) < 0]
+    adjusted = statistics.holm([d["p_wilcoxon"] for _, d in rivals])
+    better = [
+        (s, d)
+        for (s, d), p in zip(rivals, adjusted, strict=True)
+        if words.side(d["ci95"]) < 0 and p < 0.05
+    ]
     sentences = [f"Prediction takes {method} ({why})."]
     sentences += [_score_sentence(s) for s in scores if s.method == method]
     use, tone = method, "helped"
@@ -86,14 +93,22 @@ def _handover(run: Run, scores: Sequence[Score]) -> Handover:
         )
         sentences += [_score_sentence(s) for s in scores if s.method == use]
     elif rivals:
-        names = ", ".join(s.method for s, d in rivals if words.side(d["ci95"]) == 0)
-        if names:
+        unlike = [s.method for s, d in rivals if words.is_open(d["ci95"])]
+        alike = [
+            s.method for s, d in rivals if words.side(d["ci95"]) < 1 and s.method not in unlike
+        ]
+        if alike:
             sentences.append(
-                f"On test set {chosen.test_set} there is no measurable difference in Dice to {names}."
+                f"On test set {chosen.test_set} there is no measurable difference in Dice to "
+                f"{', '.join(alike)}."
+            )
+        if unlike:
+            sentences.append(
+                f"Test set {chosen.test_set} has too few cases to tell it from {', '.join(unlike)}."
             )
     used = next(s for s in main if s.method == use)
     threshold = against_threshold(used)
-    if threshold is not None and not threshold["mean"] > 0:
+    if threshold is not None and threshold["n"] and not threshold["mean"] > 0:
         return Handover(
             run,
             None,
@@ -105,13 +120,19 @@ def _handover(run: Run, scores: Sequence[Score]) -> Handover:
         )
     if threshold is not None and words.side(threshold["ci95"]) < 1:
         tone = "open"
-        sentences.append("The lead over the threshold is too small for this many test cases.")
+        if not words.is_open(threshold["ci95"]):
+            sentences.append("The lead over the threshold is too small for this many test cases.")
     instead = "" if use == method else f", not {method}"
-    command = f"python run.py --mode=predict --workdir={_place(run)}"
+    command = f"python run.py --mode=predict --workdir={shlex.quote(_place(run))}"
     command += f" --config.predict.method={use} --input=NEW_IMAGES --output=MASKS"
     headline = f"Use {use}{instead}: Dice {words.number(used.summary['dice']['mean'])}"
-    headline += f" {words.interval(used.summary['dice']['ci95'])} on test set {used.test_set}."
+    headline += f"{_bracketed(used.summary['dice']['ci95'])} on test set {used.test_set}."
     return Handover(run, use, tone, headline, tuple(sentences), command, (use, used.test_set))
+
+
+def _bracketed(ci95, *, sign: bool = False) -> str:
+    """An interval with a space before it; '' if it is undefined."""
+    return "" if words.is_open(ci95) else f" {words.interval(ci95, sign=sign)}"
 
 
 def _difference(a: Score, b: Score) -> Mapping:
@@ -120,13 +141,21 @@ def _difference(a: Score, b: Score) -> Mapping:
 
 def _score_sentence(score: Score) -> str:
     dice = score.summary["dice"]
-    text = (
-        f"{score.method} on test set {score.test_set}: Dice {words.number(dice['mean'])}, 95 % CI "
-        f"{words.interval(dice['ci95'])} over {score.over}"
-    )
+    text = f"{score.method} on test set {score.test_set}: Dice {words.number(dice['mean'])}"
+    if words.is_open(dice["ci95"]):
+        text += f" over {score.over}, too few for an interval"
+    else:
+        text += f", 95 % CI {words.interval(dice['ci95'])} over {score.over}"
     against = against_threshold(score)
     if against is None:
         return text + "; it was never compared with a grey-value threshold."
+    if not against["n"]:
+        return text + "; no case has a Dice to compare with a grey-value threshold."
+    if words.is_open(against["ci95"]):
+        return (
+            f"{text}; minus one grey-value threshold {words.signed(against['mean'])}, of too few cases "
+            "to tell which is better."
+        )
     text += {1: "; better than", 0: "; not measurably better than", -1: "; worse than"}[
         words.side(against["ci95"])
     ]
@@ -135,7 +164,9 @@ def _score_sentence(score: Score) -> str:
 
 
 def _place(run: Run) -> str:
-    """The folder as one would type it: relative where it lies below the current one."""
+    """The folder as one would type it: relative where it lies below the current one, or its address."""
+    if remote.is_remote(place := remote.shown(run.workdir)):
+        return place
     relative = os.path.relpath(run.workdir)
     return str(run.workdir) if relative.startswith("..") else relative
 
@@ -173,30 +204,41 @@ def _verdict(comparison: Comparison, runs: Sequence[Run], scores: Sequence[Score
         text = "There is no test case on which both methods have a Dice."
         return Verdict(subject, "open", "No verdict yet.", text)
     side = words.side(cases["ci95"])
-    facts = (
-        f"Dice of {CO_TRAINING} minus {BASELINE}: {words.signed(cases['mean'])}, 95 % CI over test "
-        f"cases {words.interval(cases['ci95'], sign=True)} (paired, n = {cases['n']}, "
-        f"bootstrap over {comparison.over})."
-    )
+    few = words.is_open(cases["ci95"])
+    facts = f"Dice of {CO_TRAINING} minus {BASELINE}: {words.signed(cases['mean'])}"
+    if few:
+        facts += f" (paired, n = {cases['n']}), of {comparison.over}: too few for an interval."
+    else:
+        facts += (
+            f", 95 % CI over test cases {words.interval(cases['ci95'], sign=True)} (paired, "
+            f"n = {cases['n']}, bootstrap over {comparison.over})."
+        )
     facts += _boundary(comparison.hd95, comparison.unit)
     if cases["num_units"] < 20:
         facts += " So few test cases can hardly tell methods apart."
     beaten = _beaten(comparison, scores)
     if seeds["n"] < 2:
-        headline = {
-            1: f"One seed: {CO_TRAINING} scored higher than {BASELINE} on these test cases.",
-            0: "One seed, no measurable difference.",
-            -1: f"One seed: {CO_TRAINING} scored lower than {BASELINE}.",
-        }[side]
+        headline = (
+            "One seed, and too few test cases for a verdict."
+            if few
+            else {
+                1: f"One seed: {CO_TRAINING} scored higher than {BASELINE} on these test cases.",
+                0: "One seed, no measurable difference.",
+                -1: f"One seed: {CO_TRAINING} scored lower than {BASELINE}.",
+            }[side]
+        )
         advice = " Training it again may turn this round: train at least two more seeds before you "
         advice += "conclude anything about the method."
-        tone = {1: "open", 0: "none", -1: "hurt"}[side]
+        tone = "open" if few else {1: "open", 0: "none", -1: "hurt"}[side]
         return Verdict(subject, tone, headline + beaten, facts + advice)
     facts += (
         f" Over {seeds['n']} seeds ({', '.join(comparison.seed_names)}): mean "
         f"{words.signed(seeds['mean'])}, sd {words.number(seeds['sd'])}, 95 % CI "
         f"{words.interval(seeds['ci95'], sign=True)}. {labelled_images(runs)}"
     )
+    if few:
+        headline = "Too few test cases for a verdict."
+        return Verdict(subject, "open", headline + beaten, facts)
     side = side if side == words.side(seeds["ci95"]) else 0
     headline = {
         1: "Co-training helped.",
@@ -212,6 +254,8 @@ def _boundary(hd95: Mapping, unit: str) -> str:
     """HD95 beside Dice: a method can win one and lose the other."""
     if not hd95["n"]:
         return ""
+    if words.is_open(hd95["ci95"]):
+        return f" HD95: {words.signed(hd95['mean'], 1)} {unit}, of too few cases for an interval."
     direction = {1: "worse", 0: "no measurable difference", -1: "better"}[words.side(hd95["ci95"])]
     ends = words.interval(hd95["ci95"], 1, sign=True)
     return f" HD95: {words.signed(hd95['mean'], 1)} {unit} {ends}, {direction}."

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from fewshotseg.results import statistics
 from fewshotseg.results.report.scores import MEASURED, Score
+from fewshotseg.runs import remote
 
 COLUMNS = (
     *("experiment", "data", "variant", "labelled", "seed", "method", "test_set", "metric"),
@@ -60,5 +61,5 @@ def _identity(score: Score) -> dict[str, str]:
         "seed": score.run.seed,
         "method": score.method,
         "test_set": score.test_set,
-        "workdir": str(score.run.workdir),
+        "workdir": remote.shown(score.run.workdir),
     }

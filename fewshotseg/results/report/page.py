@@ -27,8 +27,9 @@ def build_report(workdirs: Sequence[pathlib.Path], output: pathlib.Path) -> path
 
     Beside `output` it writes results.csv (unrounded, one row for every run, method, test set and
     metric), cases.csv (one row for every run, method, test set and case), pairs.csv (one row for every
-    synthetic pair that was measured) and the plots as PNG in the folder report/. Runs with the same
-    experiment, data, number of labelled images and settings count as seeds of one experiment.
+    synthetic pair that was measured) and the plots as PNG in the folder report/; outside of the run
+    folders, where other people's files lie, these are named after the page (both_results.csv, ...). Runs
+    with the same experiment, data, number of labelled images and settings count as seeds of one experiment.
 
     Args:
       workdirs: run folders; what is not there yet is named in the report.
@@ -42,7 +43,9 @@ def build_report(workdirs: Sequence[pathlib.Path], output: pathlib.Path) -> path
     """
     output = pathlib.Path(output)
     found = _collect(workdirs)
-    pictures = sections.Pictures(output.parent / "report")
+    own = [(run.workdir / "report.html").resolve() for run in found.runs]
+    prefix = "" if output.resolve() in own else f"{output.stem}_"
+    pictures = sections.Pictures(output.with_name(f"{prefix}report"))
     page = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATE.parent),
         autoescape=True,
@@ -61,15 +64,16 @@ def build_report(workdirs: Sequence[pathlib.Path], output: pathlib.Path) -> path
         tables=[table for table in found.tables if table.rows],
         case_tables=_case_tables(found),
         any_results=bool(found.scores),
+        prefix=prefix,
         empty_masks=metrics.EMPTY_MASKS,
         runs=[sections.of_run(run, found.scores, pictures, several) for run in found.runs],
     )
     rows = csv_rows.summary_rows(found.scores)
-    files.write_rows(output.with_name("results.csv"), rows, csv_rows.COLUMNS)
+    files.write_rows(output.with_name(f"{prefix}results.csv"), rows, csv_rows.COLUMNS)
     rows = csv_rows.case_rows(found.scores)
-    files.write_rows(output.with_name("cases.csv"), rows, csv_rows.CASE_COLUMNS)
+    files.write_rows(output.with_name(f"{prefix}cases.csv"), rows, csv_rows.CASE_COLUMNS)
     rows = synthetic.pair_rows(found.runs)
-    files.write_rows(output.with_name("pairs.csv"), rows, synthetic.COLUMNS)
+    files.write_rows(output.with_name(f"{prefix}pairs.csv"), rows, synthetic.COLUMNS)
     files.write_text(output, text)
     return output
 

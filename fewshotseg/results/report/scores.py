@@ -27,7 +27,7 @@ class Score:
     Attributes:
       rows: by case id the `MEASURED` metrics (of several classes the mean), NaN where undefined.
       units: by case id what the bootstrap draws; '' for the case alone.
-      over: how many of what it draws, such as '12 clusters'.
+      over: how many of what it draws have a Dice, such as '12 clusters'.
       summary: of `statistics.aggregate`, over the cases that all methods of this run have a number
         for, so that rows of one table are means over the same cases.
       pooled: `POOLED` metrics, over all cases.
@@ -118,7 +118,9 @@ def _score(run: Run, methods: Sequence[str], test_set: str) -> list[Score]:
     for method, table in tables.items():
         known = groups | dict(statistics.of_test_set(run.groups, test_set))
         clusters = statistics.of_test_set(run.clusters, test_set)
-        units, over = statistics.units_of(list(table), known, clusters)
+        units, _ = statistics.units_of(list(table), known, clusters)
+        scored = [case for case in table if case in common["dice"]]
+        over = statistics.units_of(scored, known, clusters)[1]
         kept = [
             {"status": row["status"]}
             | {m: row.get(m, math.nan) if case in common[m] else math.nan for m in MEASURED}

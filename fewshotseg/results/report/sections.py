@@ -15,6 +15,7 @@ from fewshotseg.methods import METHODS
 from fewshotseg.results.report import plots, synthetic, words
 from fewshotseg.results.report.run import Run
 from fewshotseg.results.report.scores import BASELINE
+from fewshotseg.runs import remote
 
 _WIDEST = 1600  # pixels; wider images are shrunk before they are embedded
 _COLOURS = "Orange: prediction. Blue: reference."
@@ -238,7 +239,7 @@ def _examples(run, method, test_set, kinds, pictures):
 def _facts(run: Run) -> list[tuple[str, str]]:
     splits = {k.removeprefix("test/"): len(v) for k, v in run.splits.items() if k[:5] == "test/"}
     facts = [
-        ("Folder", str(run.workdir)),
+        ("Folder", remote.shown(run.workdir)),
         ("Data", run.data or "?"),
         ("Labelled images", run.labelled),
         ("Test cases", ", ".join(f"{name}: {n}" for name, n in splits.items()) or "?"),

@@ -10,6 +10,7 @@ from fewshotseg.data.look_alikes import DUPLICATE_CORRELATION
 from fewshotseg.results.report import plots, words
 from fewshotseg.results.report.run import Run
 from fewshotseg.results.report.tables import Table
+from fewshotseg.runs import remote
 
 COLUMNS = (
     *("experiment", "data", "variant", "seed", "method", "source", "consistency"),
@@ -80,7 +81,7 @@ def pair_rows(runs: Sequence[Run]) -> list[dict]:
             "seed": run.seed,
             "method": method,
             **{key: row.get(key) for key in COLUMNS[5:-1]},
-            "workdir": str(run.workdir),
+            "workdir": remote.shown(run.workdir),
         }
         for run in runs
         for method, found in run.pairs.items()

@@ -72,8 +72,9 @@ def score_table(scores: Sequence[Score]) -> Table:
         len(lead) + 2,
         f"Means are over the same cases for all methods of a run; left out are cases without a Dice "
         f"under some method. The intervals are over test cases, not over seeds, by bootstrap over "
-        f"{over}. NSD: surface Dice{_tolerance(scores)}. Pooled Dice and ECE (calibration error of "
-        "the probabilities) add the pixels of all cases. Seconds include the generator's "
+        f"{over}; of fewer than {statistics.MIN_UNITS} there is none. "
+        f"NSD: surface Dice{_tolerance(scores)}. Pooled Dice and ECE (calibration error of the "
+        "probabilities) add the pixels of all cases. Seconds include the generator's "
         "pre-training where a method draws.",
     )
 
@@ -176,7 +177,8 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
         tuple(rows),
         4 if several else 2,
         "The same test cases under both methods, averaged over seeds first; higher Dice and lower "
-        f"HD95 are better. Bootstrap and rank test over {over}. p is adjusted by Holm's method for "
+        f"HD95 are better. Bootstrap and rank test over {over}; of fewer than "
+        f"{statistics.MIN_UNITS} there is no interval. p is adjusted by Holm's method for "
         "all comparisons on the same test set. Left out are cases where a method has no Dice.",
     )
 

@@ -19,6 +19,11 @@ def interval(pair, digits: int = 3, *, sign: bool = False) -> str:
     return "" if math.isnan(pair[0]) else f"[{write(pair[0], digits)}, {write(pair[1], digits)}]"
 
 
+def is_open(pair) -> bool:
+    """Whether an interval is undefined: there are too few cases for one."""
+    return math.isnan(pair[0])
+
+
 def of_metric(name: str, value: float) -> str:
     """A value with the digits of its metric."""
     return number(value, METRICS[name].digits if name in METRICS else 3)
