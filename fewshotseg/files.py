@@ -83,7 +83,7 @@ def append_line(path: PathLike, value: Any) -> None:
       InputError: the file cannot be written or the disk is full.
     """
     try:
-        with epath.Path(path).open("a") as file:
+        with epath.Path(path).open("a", encoding="utf-8") as file:
             file.write(as_json(value) + "\n")
     except OSError as error:
         raise InputError(

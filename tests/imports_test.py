@@ -101,6 +101,25 @@ def test_configs_do_not_import_the_package():
         assert not any(n.startswith("fewshotseg") for n in imported(path)), path
 
 
+def test_text_is_read_and_written_as_utf8():
+    """Names of classes and cases are anything, and not every machine has UTF-8 by default."""
+
+    def is_vague(node):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            return False
+        if "encoding" in {keyword.arg for keyword in node.keywords}:
+            return False
+        modes = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+        as_text = any(mode in ("r", "w", "a", "r+", "w+", "a+") for mode in modes)
+        return (node.func.attr == "read_text" and not node.args) or (
+            node.func.attr == "open" and as_text
+        )
+
+    for path in FILES:
+        vague = [n.lineno for n in ast.walk(ast.parse(path.read_text())) if is_vague(n)]
+        assert not vague, f"{path}: give an encoding in lines {vague}"
+
+
 def test_nothing_leaks_the_machine():
     written = [
         path

@@ -58,7 +58,7 @@ def to_mask(probabilities, threshold):
 if __name__ == "__main__":
     from PIL import Image
 
-    about, model = json.loads((FOLDER / "model.json").read_text()), load_model()
+    about, model = json.loads((FOLDER / "model.json").read_text("utf-8")), load_model()
     names = about["class_names"]
     for path in sys.argv[1:]:
         mask = to_mask(model(read_picture(path)), about["threshold"])

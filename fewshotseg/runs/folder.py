@@ -96,7 +96,7 @@ def _reopen(config, workdir):
         flush=True,
     )
     path = workdir / "continued.json"
-    history = json.loads(path.read_text()) if path.exists() else []
+    history = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     files.write_json(path, [*history, {"from": before, "to": now}])
     for summary in workdir.glob("*/evaluation/*/summary.json"):  # written last: says "done"
         summary.unlink()
@@ -136,7 +136,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     """
     path = pathlib.Path(workdir) / "config.json"
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise errors.InputError(
             f"{workdir} is not the folder of a run: {path.name} is missing or damaged. Give the "
@@ -151,7 +151,7 @@ def read_class_names(workdir: pathlib.Path) -> list[str]:
       InputError: training has not come that far.
     """
     try:
-        return json.loads((workdir / "classes.json").read_text())
+        return json.loads((workdir / "classes.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise errors.InputError(f"{workdir} has no classes.json: train first.") from error
 
@@ -166,7 +166,7 @@ def write_classes(workdir: pathlib.Path, source: types.CaseSource) -> None:
 def read_labels(workdir: pathlib.Path) -> labels.Labels:
     """The values that the classes of a run have in masks; a run of an earlier version had no choice."""
     try:
-        stored = json.loads((workdir / "labels.json").read_text())
+        stored = json.loads((workdir / "labels.json").read_text(encoding="utf-8"))
     except OSError:
         return labels.PLAIN
     return labels.as_labels(stored["ids"], stored["ignored"])

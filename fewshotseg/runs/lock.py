@@ -32,7 +32,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    with (pathlib.Path(workdir) / NAME).open("a+") as file:
+    with (pathlib.Path(workdir) / NAME).open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

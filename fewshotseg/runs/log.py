@@ -68,7 +68,7 @@ def read_log(path: pathlib.Path) -> list[dict]:
     """The lines of a log; a last line cut short by a kill is left out."""
     lines = []
     if path.exists():
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 lines.append(json.loads(line))
             except json.JSONDecodeError:

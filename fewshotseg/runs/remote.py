@@ -138,7 +138,7 @@ class Mirror:
     def _listed(self):
         """What `CONTENTS` lists; None where there is none."""
         contents = self._there / CONTENTS
-        return set(json.loads(contents.read_text())) if contents.exists() else None
+        return set(json.loads(contents.read_text(encoding="utf-8"))) if contents.exists() else None
 
     def _inside(self, name):
         here, path = self.here.resolve(), (self.here / name).resolve()

@@ -26,7 +26,7 @@ def plan(config, workdir: pathlib.Path, minutes: float = 0.0) -> build.Experimen
     """
     path = workdir / "budget.json"
     if minutes and path.exists():
-        stored = json.loads(path.read_text())
+        stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["minutes"] == minutes:
             _shorten(config, stored)
         return build.build(config)

@@ -76,7 +76,7 @@ class Journal:
 
     def __init__(self, path: pathlib.Path):
         self._path = path
-        record = json.loads(path.read_text()) if path.exists() else {"trials": []}
+        record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"trials": []}
         self._done, self._finished = record["trials"], "theta" in record
         self._next = 0
 
@@ -287,7 +287,7 @@ def most_trials(strategy: str, fields: Mapping[str, Any]) -> int:
 
 def num_done(path: pathlib.Path) -> int:
     """How many trials of a search are on the disk."""
-    return len(json.loads(path.read_text())["trials"]) if path.exists() else 0
+    return len(json.loads(path.read_text(encoding="utf-8"))["trials"]) if path.exists() else 0
 
 
 def moved(before: Theta, after: Theta) -> bool:

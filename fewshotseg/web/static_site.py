@@ -57,7 +57,7 @@ def write_site(
         raise InputError(
             f"{exported}: the page needs model.onnx: pip install 'fewshotseg[onnx]' and export again."
         )
-    about = json.loads((exported / "model.json").read_text())
+    about = json.loads((exported / "model.json").read_text(encoding="utf-8"))
     check_mask_values(about["mask_values"])
     found = _runtime(log)
     for name, data in found.items():
