@@ -227,15 +227,15 @@ def review(config, flags) -> None:
 
 def export(config, flags) -> None:
     from fewshotseg.results import export as export_lib
+    from fewshotseg.web import static_site
 
     if not flags.output:
         raise errors.InputError("export needs --output=DIR.")
     predictor = _load_predictor(config, flags, pictures_alone="export")
     about = export_lib.about_runs(predictor, flags.workdir.split(","))
     folder = export_lib.export_model(predictor, flags.output, about)
+    static_site.remove_site(folder / "web")  # of an earlier model
     if flags.web:
-        from fewshotseg.web import static_site
-
         static_site.write_site(folder, folder / "web")
         print(f"The page that predicts in the browser: {folder / 'web'}, see its README.txt")
     print(f"Exported: {folder}; try python {folder / 'predict_standalone.py'} PICTURE")

@@ -47,9 +47,15 @@ def export_model(
       The folder.
 
     Raises:
-      InputError: the model cannot be traced, sees images in tiles, or the folder cannot be written.
+      InputError: the model cannot be traced, sees images in tiles, or the folder is a file or cannot be
+        written.
     """
     output_dir = pathlib.Path(output_dir)
+    for place in (output_dir, *output_dir.parents):
+        if place.is_file():
+            raise InputError(
+                f"--output={output_dir}: {place} is a file, give a folder for the model."
+            )
     if predictor.network is None:
         raise InputError(f"{predictor.source}: there is no network to export in this model.")
     if predictor.tiles:

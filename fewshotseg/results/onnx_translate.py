@@ -117,6 +117,10 @@ class _Translation:
         state, rows = rest[: params["num_carry"]], rest[params["num_carry"] :]
         if len(closed.out_avals) > len(state) or params["reverse"]:
             raise InputError("a scan with outputs for every step is not translated to ONNX.")
+        if any(value.array is None for value in rows):
+            raise InputError(
+                "a scan over what is computed of the image is not translated to ONNX: use model.stablehlo."
+            )
         for step in range(params["length"]):
             row = [constant(spread(value)[step]) for value in rows]
             state = self.run(closed.jaxpr, closed.consts, [*constants, *state, *row])

@@ -14,12 +14,8 @@ import jax
 from fewshotseg import errors, files, labels, types
 from fewshotseg.methods import METHODS
 from fewshotseg.runs import checkpoint
+from fewshotseg.runs.settings import FREE_FIELDS
 
-# Fields that may differ between commands on one workdir: they do not change what is trained.
-FREE_FIELDS = (
-    "methods", "evaluate", "predict", "test_sets", "test_folders", "compilation_cache", "diagnose",
-    "synthesize", "review",
-)  # fmt: skip
 GROWS = "train.num_steps"  # may be larger than before: training goes on
 OPTIMIZERS = ("optim", "gan_optim", "outer_optim")
 PACKAGES = ("fewshotseg", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")

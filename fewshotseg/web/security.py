@@ -15,6 +15,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, RedirectResponse
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+HTTP = 80  # the port that browsers do not name
 
 
 class Guard:
@@ -78,7 +79,10 @@ class Guard:
         return ""
 
     def _bad_host(self, request: HTTPConnection) -> bool:
-        host, _, port = request.headers.get("host", "").rpartition(":")
+        given = request.headers.get("host", "")
+        if self._port == HTTP and not given.rpartition(":")[2].isdecimal():
+            given += f":{HTTP}"
+        host, _, port = given.rpartition(":")
         if port != str(self._port):
             return True
         if host in (*LOOPBACK, self._host):

@@ -23,6 +23,8 @@ PAGES = {
     "drawing.js": "drawing.js", "model_in_browser.js": "model.js", "model_worker.js": "model_worker.js",
     "onnxruntime-web-licence.txt": "onnxruntime-web-licence.txt",
 }  # fmt: skip
+MODEL_FILES = ("model.onnx", "model.json")
+README = "README.txt"
 POLICY = (
     "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; base-uri 'none'; form-action 'none'; "
     "object-src 'none'"
@@ -64,9 +66,17 @@ def write_site(
         files.write_bytes(output_dir / name, data)
     for name, target in PAGES.items():
         files.write_bytes(output_dir / target, _page(name))
-    for name in ("model.onnx", "model.json"):
+    for name in MODEL_FILES:
         files.write_bytes(output_dir / name, (exported / name).read_bytes())
-    files.write_text(output_dir / "README.txt", _README)
+    files.write_text(output_dir / README, _README)
+
+
+def remove_site(output_dir: pathlib.Path) -> None:
+    """Deletes what `write_site` writes; other files of the folder stay, and the folder with them."""
+    for name in (*PAGES.values(), *RUNTIME_FILES, *MODEL_FILES, README):
+        (output_dir / name).unlink(missing_ok=True)
+    if output_dir.is_dir() and not any(output_dir.iterdir()):
+        output_dir.rmdir()
 
 
 def check_mask_values(values: Sequence[int]) -> None:

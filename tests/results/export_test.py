@@ -175,3 +175,10 @@ def test_without_a_translation_there_is_still_the_rest(tmp_path):
 def test_a_model_without_a_network_is_refused(predictor, tmp_path):
     with pytest.raises(InputError, match="no network to export"):
         export.export_model(dataclasses.replace(predictor, network=None), tmp_path, {})
+
+
+def test_a_file_is_no_folder_for_a_model(predictor, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(InputError, match="out is a file, give a folder"):
+        export.export_model(predictor, tmp_path / "out" / "model", {})
+    assert (tmp_path / "out").read_text() == "mine"

@@ -108,6 +108,10 @@ def test_equal_constants_are_kept_once():
     [
         (jnp.sort, "'sort'.*use model.stablehlo"),
         (lambda x: jnp.take(x, x[0].astype(int)), "not transl"),
+        (
+            lambda x: jax.lax.scan(lambda a, b: (a + b, None), 0.0, x)[0],
+            "scan over what.*model.stablehlo",
+        ),
     ],
 )
 def test_what_is_not_translated_is_named(function, words):

@@ -648,13 +648,18 @@ def test_runs_of_other_settings_are_no_seeds_of_each_other(tmp_path):
     for run, steps in zip(runs, (400, 400, 3200), strict=True):
         config = json.loads((run / "config.json").read_text())
         # What may differ: where files are and how often is logged.
-        free = {"log_every": steps, "evaluate": {"threshold": steps}}
+        free = {"log_every": steps, "review": {"num_shown": steps}}
+        free["evaluate"] = {"num_pairs": steps, "threshold": 0.5}
         config["data"]["split_file"] = str(run)
         _write(run / "config.json", {**config, **free, "train": {"num_steps": steps}})
     scores = report_scores.score_runs(report_inputs.read_runs(runs))
     (row,) = report_tables.seed_table(scores).rows
     assert row[0] == "demo (phantom dermoscopy), train.num_steps 400" and row[4] == "2"
     assert "train.num_steps 3200" in report.results_table(runs)
+    config = json.loads((runs[0] / "config.json").read_text())
+    _write(runs[0] / "config.json", {**config, "evaluate": {"threshold": 0.4}})
+    assert "evaluate.threshold 0.4" in report.results_table(runs)
+    _write(runs[0] / "config.json", config)
     # A run of an earlier version lacks the field.
     config = json.loads((runs[0] / "config.json").read_text())
     del config["train"]

@@ -368,6 +368,10 @@ def test_for_other_machines_numbers_are_as_good_as_another():
         return guard._bad_host(types.SimpleNamespace(headers=headers))
 
     assert not host("192.168.1.2:80") and host("evil.example:80") and host("192.168.1.2:81")
+    # Browsers leave the port of http out.
+    assert not host("192.168.1.2") and not host("[::1]") and host("evil.example") and host("")
+    guard = security.Guard(None, "127.0.0.1", 8080)
+    assert host("127.0.0.1") and not host("127.0.0.1:8080")
 
 
 def test_a_port_that_is_taken():

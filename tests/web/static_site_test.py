@@ -66,6 +66,18 @@ def test_what_is_missing_is_named(exported, tmp_path, monkeypatch):
     assert not (tmp_path / "site").exists()
 
 
+def test_the_page_of_an_earlier_model_is_taken_away(exported, tmp_path, monkeypatch):
+    runtime = dict.fromkeys(static_site.RUNTIME_FILES, b"")
+    monkeypatch.setattr(static_site, "_runtime", lambda log: runtime)
+    for own in ("", "notes.txt"):
+        static_site.write_site(exported, tmp_path / "web")
+        if own:
+            (tmp_path / "web" / own).write_text("of the user")
+        static_site.remove_site(tmp_path / "web")
+        assert [p.name for p in tmp_path.rglob("*")] == (["web", own] if own else [])
+    static_site.remove_site(tmp_path / "none")
+
+
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args):
         pass

@@ -16,12 +16,12 @@ from typing import Any
 from fewshotseg.errors import InputError
 from fewshotseg.methods import METHODS
 from fewshotseg.results.report.run import Run, Threshold
+from fewshotseg.runs.settings import FREE_FIELDS
 
 NEEDED = {"case", "status", "dice", "jaccard", "hd95", "sensitivity", "precision"}
 # Fields in which runs of one experiment may differ: what they train on is told by the name of the
 # data and by splits.json, and how often they log changes nothing.
-_SAME = ("name", "seed", "methods", "evaluate", "predict", "test_sets", "compilation_cache")
-_SAME += ("diagnose", "log_every", "sample_every", "checkpoint_every")
+_SAME = (*FREE_FIELDS, "name", "seed", "log_every", "sample_every", "checkpoint_every")
 _PLACES = ("images_dir", "masks_dir", "include", "split_file", "data_dir", "pairs_csv")
 
 
@@ -122,7 +122,11 @@ def _methods(workdir: pathlib.Path, config: Mapping[str, Any]) -> list[str]:
 
 
 def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in _SAME}
+    fixed = {key: value for key, value in config.items() if key not in _SAME}
+    evaluate = config.get("evaluate")
+    if isinstance(evaluate, Mapping) and "threshold" in evaluate:  # of it, all masks are made
+        fixed["evaluate"] = {"threshold": evaluate["threshold"]}
+    return fixed
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = ""):
