@@ -67,7 +67,6 @@ class Mirror:
         self._known: dict[str, tuple[int, int]] = {}  # path -> size and time here of what is there
         self._own: set[str] = set()  # paths of what was copied from here
         self.here.mkdir(parents=True, exist_ok=True)
-        (self.here / ADDRESS).write_text(self.address, encoding="utf-8")
 
     def pull(self) -> int:
         """Copies everything from there to here; how many files that were.
@@ -177,6 +176,7 @@ def copies(
             name = folder.rstrip("/").rpartition("/")[2]
             mirrors.append(Mirror(folder, root / str(number) / name))
             found = mirrors[-1].pull()
+            (mirrors[-1].here / ADDRESS).write_text(mirrors[-1].address, encoding="utf-8")
             here.append(str(mirrors[-1].here))
             log(f"{folder}: {found} files copied to {here[-1]}, and back every {every:g} seconds")
     except errors.InputError:
@@ -187,6 +187,11 @@ def copies(
     thread.start()
     try:
         yield here
+    except errors.InputError as error:  # the user knows the address, and the copy goes
+        text = str(error)
+        for mirror in mirrors:
+            text = text.replace(str(mirror.here), mirror.address)
+        raise errors.InputError(text) from error
     finally:
         stop.set()
         thread.join()

@@ -188,6 +188,12 @@ def test_copied_back_while_it_grows_and_in_the_end(bucket, tmp_path):
     assert pulled(tmp_path / "b") == {"log": "1\n2\n"}
 
 
+def test_what_is_wrong_with_a_run_is_said_with_its_address(bucket, tmp_path):
+    with pytest.raises(errors.InputError, match=f"^{ADDRESS}/splits.json is missing"):
+        with remote.copies([ADDRESS], log=lambda text: None) as here:
+            raise errors.InputError(f"{here[0]}/splits.json is missing.")
+
+
 def wait_for(condition):
     end = time.monotonic() + 30
     while not condition():
@@ -241,7 +247,9 @@ def test_a_run_is_trained_there_and_goes_on_from_there(bucket, tmp_path, capsys)
     for name in ("config.json", "report.html", "real_plain/log.jsonl", "contact_sheet.png"):
         assert name in names
     cli.main([*command, flags[0], "--config.train.num_steps=10"])
-    assert "grows from 5 to 10" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "grows from 5 to 10" in out and f"Report: {ADDRESS}/report.html" in out
+    assert f"results in {ADDRESS}\n" in out
     cli.main([*command, f"--workdir={tmp_path / 'local'}", "--config.train.num_steps=10"])
     mirror(tmp_path / "there").pull()
     assert folder.read_config(tmp_path / "there")["train"]["num_steps"] == 10

@@ -130,9 +130,9 @@ def _handover(run: Run, scores: Sequence[Score]) -> Handover:
     return Handover(run, use, tone, headline, tuple(sentences), command, (use, used.test_set))
 
 
-def _bracketed(ci95, *, sign: bool = False) -> str:
+def _bracketed(ci95) -> str:
     """An interval with a space before it; '' if it is undefined."""
-    return "" if words.is_open(ci95) else f" {words.interval(ci95, sign=sign)}"
+    return "" if words.is_open(ci95) else f" {words.interval(ci95)}"
 
 
 def _difference(a: Score, b: Score) -> Mapping:

@@ -62,11 +62,11 @@ async function load(number, chosen) {
   const next = await (await ask(`sheet?${query}`)).json();
   const missing = next.items.filter((item) => !pictures.has(item.id));
   await Promise.all(missing.map(fetchPair));
+  const place = next.items.findIndex((item) => item.id === (painted?.id ?? chosen));
+  if (place < 0) stopPainting();
   sheet = next;
   sessionStorage.sheet = sheet.number;
   forgetOthers();
-  const place = sheet.items.findIndex((item) => item.id === (painted?.id ?? chosen));
-  if (place < 0) stopPainting();
   const open = sheet.items.findIndex((item) => !item.answer);
   fill();
   choose(place >= 0 ? place : Math.max(open, 0));
