@@ -6,7 +6,7 @@ The problem: a generator with searchable cells draws 8 images, the segmenter (U-
 on 8 real and 8 drawn images, and its validation loss is differentiated with respect to the architecture
 weights. PyTorch does it as one would there: `torch.func.functional_call` and double backward through the
 unrolled steps. Both start from the same weights and see the same images. First both are compared in 64
-bits at a small size, and the benchmark stops unless losses and hypergradients agree to 1e-6; in the 32
+bits at a small size, and the benchmark stops unless losses and hypergradients agree to 1e-9; in the 32
 bits that are timed, Adam's first steps divide by tiny gradients, and the difference is only printed.
 
 Then everything is timed in pairs, one of each, in turn: the printed ratio is the median over pairs of
@@ -21,7 +21,6 @@ the weights back wrongly, and are not run here.
 import argparse
 import contextlib
 import ctypes
-import dataclasses
 import json
 import os
 import pathlib
@@ -59,14 +58,13 @@ import segmenter_vs_torch  # noqa: E402
 import torch  # noqa: E402
 from torch.func import functional_call  # noqa: E402
 
-from fewshotseg.genseg import levels as genseg  # noqa: E402
-from fewshotseg.genseg import state  # noqa: E402
+from fewshotseg.genseg import levels, losses, pair_sources, segmenter  # noqa: E402
+from fewshotseg.genseg.outer_variables import OUTER_VARIABLES  # noqa: E402
 from fewshotseg.hypergradient import inner_gradient  # noqa: E402
-from fewshotseg.models import layers, search_space, unet  # noqa: E402
-from fewshotseg.models import pix2pix as generator  # noqa: E402
+from fewshotseg.models import layers, pix2pix, search_space, unet  # noqa: E402
 from fewshotseg.training import estimators, optimizers  # noqa: E402
 
-RATE, EPS, EPS_ROOT = 1e-3, 1e-8, 1e-8
+RATE, EPS, GAMMA = 1e-3, 1e-8, 1.0
 
 
 class Problem:
@@ -87,7 +85,7 @@ class Problem:
             side: numbers.normal(0, 0.3, (args.generator_levels, 3)).astype(dtype)
             for side in ("encoder", "decoder")
         }
-        self.generator = generator.Generator(
+        self.generator = pix2pix.Generator(
             num_levels=args.generator_levels, width=32, max_width=128, dropout_rate=0.0, dtype=dtype
         )
         self.segmenter = unet.UNet(width=args.width, num_levels=args.levels, dtype=dtype)
@@ -110,26 +108,51 @@ class Ours:
     def __init__(self, problem):
         self.problem = problem
         self.compile_seconds = {}
-        adam = optimizers.create_optimizer("adam", RATE, 1)
-        self.method = genseg.Method(
-            generate=lambda p, a, m, keys: problem.generator.apply({"params": p}, m, a, None),
-            discriminate=None,
-            segment=lambda p, x: problem.segmenter.apply({"params": p}, x),
-            jitter=lambda images, keys: images,
-            generator_optimizer=adam,
-            discriminator_optimizer=adam,
-            segmenter_optimizer=adam,
-        )
-        gan = state.GanState(problem.generator_params, {}, adam.init(problem.generator_params), ())
-        segmenter = state.init_segmenter(problem.segmenter_params, adam)
-        self.inner = state.InnerState(gan, segmenter)
+        self.adam = optimizers.create_optimizer("adam", RATE, 1, eps=EPS, differentiable=True)
+        tools = pair_sources.Tools(draw=self.draw, use=self.use)
+        self.sources = pair_sources.create(["generator"], tools, {})
+        self.players = {"segmenter": self.segmenter()}
+        self.terms = ((1.0, segmenter.validation_loss(self.segment)),)
+        # The generator stands still: a player in the state, of whom no loss is asked.
+        adam = levels.Player(loss=None, inputs=None, optimizer=self.adam)
+        self.state = {
+            "generator": levels.init_player(problem.generator_params, adam),
+            "segmenter": levels.init_player(problem.segmenter_params, self.players["segmenter"]),
+        }
         self.theta = {"architecture": jax.tree.map(jnp.asarray, problem.architecture)}
         self.unseen = {
             "image": jnp.asarray(problem.unseen),
             "mask": jnp.asarray(problem.unseen_masks),
             "weight": jnp.ones(len(problem.unseen)),
         }
-        self.adam = adam
+
+    def use(self, theta):
+        """The outer variables in use: of these, the architecture alone moves."""
+        mixing = OUTER_VARIABLES["architecture"].use(theta["architecture"], None)
+        return {"architecture": mixing, "synthetic_weight": jnp.asarray(GAMMA, self.problem.dtype)}
+
+    def draw(self, state, theta, masks, keys):
+        del keys  # no dropout, in PyTorch's generator neither
+        mixing = self.use(theta)["architecture"]
+        params = {"params": state["generator"].params}
+        return self.problem.generator.apply(params, masks, mixing, None)
+
+    def segment(self, params, images, keys):
+        del keys
+        return self.problem.segmenter.apply({"params": params}, images)
+
+    def segmenter(self):
+        """The player, without jitter and without an average of its weights: PyTorch's has neither."""
+        options = {"sources": self.sources, "use": self.use, "average_decay": 0.0}
+        return segmenter.player(self.segment, lambda images, keys: images, self.adam, **options)
+
+    def estimator(self, name, fields, **options):
+        """That estimator, of steps of the segmenter alone."""
+        step = functools.partial(
+            levels.inner_step, players=self.players, moving=("segmenter",), through=("segmenter",)
+        )
+        loss = functools.partial(levels.outer_loss, terms=self.terms)
+        return estimators.create_estimator(name, fields, options.pop("step", step), loss, **options)
 
     def batches(self, num_steps):
         keys = jax.random.split(jax.random.key(0), (num_steps, self.problem.args.batch))
@@ -137,6 +160,7 @@ class Ours:
             "image": jnp.asarray(self.problem.images[:num_steps]),
             "mask": jnp.asarray(self.problem.masks[:num_steps]),
             "synthetic_mask": jnp.asarray(self.problem.synthetic_masks[:num_steps]),
+            "synthetic_case": jnp.zeros(keys.shape, jnp.int32),
             "key": keys,
         }
 
@@ -149,11 +173,11 @@ class Ours:
     def segmenter_step(self):
         """One step on real and drawn images."""
         batch = jax.tree.map(lambda x: x[0], self.batches(1))
-        step = jax.jit(functools.partial(genseg.segmenter_step, method=self.method))
-        generator_params = self.problem.generator_params
+        step = functools.partial(levels.inner_step, players=self.players, moving=("segmenter",))
+        step = jax.jit(step)
 
         def run():
-            _, metrics = step(self.inner.segmenter, generator_params, self.theta, batch, None)
+            _, metrics = step(self.state, self.theta, batch, None)
             return float(metrics["segmenter/loss"])
 
         return self._ready("segmenter step", run)
@@ -161,63 +185,49 @@ class Ours:
     def generator_step(self):
         """One Adam step of the generator on the L1 loss."""
         batch = jax.tree.map(lambda x: x[0], self.batches(1))
-        masks = batch["mask"].astype(jnp.float32)[..., None]
+        masks = losses.one_hot_foreground(batch["mask"], 2)
 
         @jax.jit
-        def step(params, opt):
+        def step(player, theta, batch):
             def loss(params):
-                drawn = self.method.generate(params, self.theta["architecture"], masks, None)
-                return jnp.abs(drawn - batch["image"]).mean()
+                state = {"generator": player.replace(params=params)}
+                return jnp.abs(self.draw(state, theta, masks, None) - batch["image"]).mean()
 
-            value, grads = jax.value_and_grad(loss)(params)
-            updates, opt = self.adam.update(grads, opt, params)
-            return jax.tree.map(jnp.add, params, updates), opt, value
+            value, grads = jax.value_and_grad(loss)(player.params)
+            return levels.move(self.players["segmenter"], player, grads), value
 
-        gan = self.inner.gan
-        return self._ready(
-            "generator step", lambda: float(step(gan.generator, gan.generator_opt)[-1])
-        )
+        player = self.state["generator"]
+        return self._ready("generator step", lambda: float(step(player, self.theta, batch)[-1]))
 
     def hypergradient(self, num_steps, remat="step"):
         """The exact one, flat."""
-        step = functools.partial(
-            genseg.inner_step, method=self.method, train_generator=False, through_generator=False
-        )
-        estimate = estimators.create_estimator(
-            "unrolled",
-            {"remat": remat},
-            step,
-            functools.partial(genseg.outer_loss, method=self.method),
-        )
-        batches, keys = self.batches(num_steps), jax.random.split(jax.random.key(0), num_steps)
-
-        def run():
-            result = estimate(self.theta, self.inner, batches, self.unseen, keys)
-            return float(result.loss), flat(jax.device_get(result.grad["architecture"]))
-
-        return self._ready(f"hypergradient, K={num_steps}, remat={remat}", run)
+        estimate = self.estimator("unrolled", {"remat": remat})
+        name = f"hypergradient, K={num_steps}, remat={remat}"
+        return self._ready(name, self._run(estimate, num_steps))
 
     def darts(self):
         """-M v at the weights as they are, by finite differences; no step is taken."""
-        method = self.method
-        radius = functools.partial(inner_gradient.finite_difference, radius=1e-2)
-        equation = genseg.stationarity(
-            method=dataclasses.replace(method, gradient=radius), through_generator=False
+        gradient = functools.partial(inner_gradient.finite_difference, radius=1e-2)
+        equation = levels.stationarity(
+            players=self.players, moving=("segmenter",), gradient=gradient
         )
-        estimate = estimators.create_estimator(
+        estimate = self.estimator(
             "identity",
             {"step_size": 1.0},
-            lambda s, theta, batch, rng: (s, {}),
-            functools.partial(genseg.outer_loss, method=method),
-            equation,
+            step=lambda state, theta, batch, rng: (state, {}),
+            stationarity=equation,
         )
-        batches, keys = self.batches(1), jax.random.split(jax.random.key(0), 1)
+        return self._ready("darts", self._run(estimate, 1))
+
+    def _run(self, estimate, num_steps):
+        batches = self.batches(num_steps)
+        keys = jax.random.split(jax.random.key(0), num_steps)
 
         def run():
-            result = estimate(self.theta, self.inner, batches, self.unseen, keys)
+            result = estimate(self.theta, self.state, batches, self.unseen, keys)
             return float(result.loss), flat(jax.device_get(result.grad["architecture"]))
 
-        return self._ready("darts", run)
+        return run
 
 
 def flat(architecture):
@@ -228,7 +238,7 @@ def flat(architecture):
 
 
 class TorchGenerator(torch.nn.Module):
-    """The network of `fewshotseg.models.generator`, every candidate as a convolution of its own."""
+    """The network of `fewshotseg.models.pix2pix`, every candidate as a convolution of its own."""
 
     def __init__(self, problem):
         super().__init__()
@@ -297,6 +307,12 @@ def torch_loss(logits, masks):
     return cross.mean((1, 2, 3)) + 1 - dice.mean(1)
 
 
+def safe_sqrt(x):
+    """The square root, with derivative 0 at 0, as in `training/optimizers.py`."""
+    positive = x > 0
+    return torch.where(positive, torch.sqrt(torch.where(positive, x, 1.0)), 0.0)
+
+
 class Theirs:
     """The same steps and estimators in PyTorch."""
 
@@ -325,7 +341,12 @@ class Theirs:
         inputs = torch.cat([self.images[k], drawn])
         masks = torch.cat([self.masks[k], self.synthetic_masks[k]])
         each = torch_loss(functional_call(self.segmenter, weights, (inputs,)), masks)
-        return each[: self.args.batch].mean() + each[self.args.batch :].mean()
+        return self.mean_loss(each)
+
+    def mean_loss(self, each):
+        """Of real examples, then drawn ones."""
+        real, drawn = each[: self.args.batch].mean(), each[self.args.batch :].mean()
+        return (real + GAMMA * drawn) / (1 + GAMMA)
 
     def outer_loss(self, weights):
         return torch_loss(
@@ -333,7 +354,7 @@ class Theirs:
         ).mean()
 
     def unroll(self, architecture, num_steps):
-        """Adam with epsilon under the root, differentiable from the first step."""
+        """Adam, differentiable from the first step: a weight without gradient stays where it is."""
         weights = {k: v.clone().requires_grad_() for k, v in self.weights.items()}
         first = {k: torch.zeros_like(v) for k, v in weights.items()}
         second = {k: torch.zeros_like(v) for k, v in weights.items()}
@@ -345,7 +366,7 @@ class Theirs:
                 second[key] = 0.999 * second[key] + 0.001 * g * g
                 m = first[key] / (1 - 0.9 ** (step + 1))
                 v = second[key] / (1 - 0.999 ** (step + 1))
-                weights[key] = weight - RATE * m / (torch.sqrt(v + EPS_ROOT) + EPS)
+                weights[key] = weight - RATE * m / (safe_sqrt(v) + EPS)
         return weights
 
     def hypergradient(self, num_steps):
@@ -368,7 +389,7 @@ class Theirs:
             inputs = torch.cat([self.images[0], drawn])
             masks = torch.cat([self.masks[0], self.synthetic_masks[0]])
             each = torch_loss(self.segmenter(inputs), masks)
-            loss = each[: self.args.batch].mean() + each[self.args.batch :].mean()
+            loss = self.mean_loss(each)
             loss.backward()
             optimizer.step()
             with torch.no_grad():  # every call starts from the same weights, as ours does
@@ -434,7 +455,7 @@ def check_numbers(args):
     ours, theirs = Ours(problem), Theirs(problem)
     for k in (1, 3):
         name = f"64 bits, {small.size} px, K={k}"
-        check(name, ours.hypergradient(k), theirs.hypergradient(k), 1e-6)
+        check(name, ours.hypergradient(k), theirs.hypergradient(k), 1e-9)
     jax.config.update("jax_enable_x64", False)
     jax.clear_caches()
 
