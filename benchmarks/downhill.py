@@ -14,11 +14,14 @@ import argparse
 import functools
 import pathlib
 import statistics
+import sys
 
 import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from fewshotseg import hypergradient
 from fewshotseg.data import batches as input_pipeline

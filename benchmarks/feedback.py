@@ -15,11 +15,14 @@ whatever they say ('dice_heard').
 import argparse
 import csv
 import pathlib
+import sys
 import tempfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from configs import demo
 from fewshotseg import figures, pictures

@@ -7,13 +7,17 @@ the ratios to the plain step of the same round are printed: median (lowest to hi
 """
 
 import argparse
+import pathlib
 import statistics
+import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from fewshotseg import hypergradient
 from fewshotseg.hypergradient import forward

@@ -16,6 +16,8 @@ import sys
 import fewshot  # benchmarks/fewshot.py: its flags are ours too
 from absl import app, flags, logging
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
 FLAGS = flags.FLAGS
 flags.DEFINE_list("variants", [], "Some of VARIANTS; all by default.")
 FLAGS.set_default("datasets", ["isic2017", "busi"])

@@ -12,6 +12,8 @@ import sys
 import fewshot_table  # benchmarks/fewshot_table.py
 from absl import app
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
 MEASURED = ("consistency", "nearest_correlation")
 
 

@@ -58,6 +58,8 @@ import segmenter_vs_torch  # noqa: E402
 import torch  # noqa: E402
 from torch.func import functional_call  # noqa: E402
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
 from fewshotseg.genseg import levels, losses, pair_sources, segmenter  # noqa: E402
 from fewshotseg.genseg.outer_variables import OUTER_VARIABLES  # noqa: E402
 from fewshotseg.hypergradient import inner_gradient  # noqa: E402

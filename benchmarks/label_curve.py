@@ -21,6 +21,8 @@ import numpy as np
 from absl import app, flags
 from scipy import optimize
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
 FLAGS = flags.FLAGS
 flags.DEFINE_list("methods", [], "SEGMENTER: METHOD, ..., in this order; all by default.")
 flags.DEFINE_integer("at", 40, "Labels at which factors are read off.")

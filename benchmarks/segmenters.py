@@ -9,10 +9,14 @@ compare rows of one call.
 
 import argparse
 import os
+import pathlib
+import sys
 import time
 
 import jax
 import jax.numpy as jnp
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from configs import default
 from fewshotseg.genseg import losses

@@ -20,7 +20,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 from absl import app, flags
@@ -147,18 +146,22 @@ def main(argv):
         print("\n".join(f"{w}: {c}" for w, c in zip(words, commands, strict=True)), flush=True)
         sys.exit(1 if any(word.startswith("FAILED") for word in words) else 0)
     end = time.monotonic() + 60 * FLAGS.minutes if FLAGS.minutes else float("inf")
-    running, lock, count, failed = set(), threading.Lock(), 0, 0
-    try:
-        with concurrent.futures.ThreadPoolExecutor(FLAGS.workers) as pool:
-            jobs = {pool.submit(run, c, folder, end, running): c for c in commands}
+    running, count, failed = set(), 0, 0
+    jobs = {}
+    with concurrent.futures.ThreadPoolExecutor(FLAGS.workers) as pool:
+        try:
+            for command in commands:
+                jobs[pool.submit(run, command, folder, end, running)] = command
             for job in concurrent.futures.as_completed(jobs):
-                with lock:
-                    count, failed = count + 1, failed + job.result().startswith("FAILED")
+                count, failed = count + 1, failed + job.result().startswith("FAILED")
                 print(f"[{count}/{len(jobs)}] {job.result()}: {jobs[job]}", flush=True)
-    except KeyboardInterrupt:
-        for process in list(running):
-            stop(process)
-        raise
+        except KeyboardInterrupt:  # in here: on its way out, the pool waits for all that is left
+            pool.shutdown(wait=False, cancel_futures=True)
+            while not all(job.done() for job in jobs):  # one may just be starting
+                for process in list(running):
+                    stop(process)
+                time.sleep(0.01)
+            raise
     sys.exit(1 if failed else 0)
 
 

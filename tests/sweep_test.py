@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -92,3 +93,26 @@ def test_jobs_of_submitit(sweep, tmp_path):
     assert code == 1 and lines(tmp_path / "made") == ["a"]
     assert said[0].startswith("done in") and said[1].startswith("FAILED (3)")
     assert sweep("--cluster=local")[1][0].startswith("was done")
+
+
+def test_ctrl_c_ends_what_runs_and_starts_nothing_more(tmp_path):
+    command = "echo $$ >> began; sleep 30; touch never"
+    (tmp_path / "commands.txt").write_text("".join(f"{command} # {i}\n" for i in range(5)))
+    script = [sys.executable, str(ROOT / "benchmarks" / "sweep.py"), "commands.txt", "--workers=2"]
+    process = subprocess.Popen(script, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    try:
+        for _ in range(1000):
+            if len(lines(tmp_path / "began")) == 2:
+                break
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=20)[1]
+    finally:
+        process.kill()
+    assert process.returncode and "KeyboardInterrupt" in said
+    began = lines(tmp_path / "began")
+    assert len(began) == 2 and not (tmp_path / "never").exists()
+    for leader in began:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(leader), 0)
+    assert not list(tmp_path.glob("commands.txt.done/*.ok"))
