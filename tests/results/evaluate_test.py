@@ -155,17 +155,17 @@ def test_several_classes(tmp_path):
 
 
 def test_groups_widen_the_interval(tmp_path):
-    masks = [_square(16, 8)] * 10 + [_square(16, 16)] * 10
+    masks = [_square(16, 8)] * 15 + [_square(16, 16)] * 15
 
     def left_half(images):
         return np.broadcast_to(_square(16, 8)[None, ..., None], images.shape).astype(np.float32)
 
     widths = []
-    for groups in (None, ["a"] * 5 + ["b"] * 5 + ["c"] * 5 + ["d"] * 5):
+    for groups in (None, [letter for letter in "abcdef" for _ in range(5)]):
         summary = _run(left_half, _Source(masks, groups=groups), tmp_path)
         low, high = summary["mean"]["dice"]["ci95"]
         widths.append(high - low)
-    assert summary["num_groups"] == 4
+    assert summary["num_groups"] == 6
     assert widths[1] > 1.5 * widths[0]
 
 
@@ -265,8 +265,8 @@ def test_calibration_of_several_classes(tmp_path):
 
 
 def test_clusters_are_drawn_whole(tmp_path):
-    """Copies of four images are four clusters: the interval is that of the four."""
-    masks = [_square(16, width) for width in (8, 10, 13, 16) for _ in range(6)]
+    """Copies of six images are six clusters: the interval is that of the six."""
+    masks = [_square(16, width) for width in (8, 9, 10, 12, 14, 16) for _ in range(6)]
 
     def left_half(images):
         return np.broadcast_to(_square(16, 8)[None, ..., None], images.shape).astype(np.float32)
@@ -275,8 +275,8 @@ def test_clusters_are_drawn_whole(tmp_path):
     clusters = {case_id: i // 6 for i, case_id in enumerate(source.ids)}
     alone = _run(left_half, source, tmp_path)
     linked = _run(left_half, source, tmp_path, clusters=clusters)
-    assert (alone["bootstrap_over"], linked["bootstrap_over"]) == ("24 cases", "4 clusters")
-    dice = [2 * 8 / (8 + width) for width in (8, 10, 13, 16)]
+    assert (alone["bootstrap_over"], linked["bootstrap_over"]) == ("36 cases", "6 clusters")
+    dice = [2 * 8 / (8 + width) for width in (8, 9, 10, 12, 14, 16)]
     expected = statistics.bootstrap_interval(dice)
     assert linked["mean"]["dice"]["ci95"] == pytest.approx(expected, abs=0.01)
     assert np.ptp(linked["mean"]["dice"]["ci95"]) > 1.7 * np.ptp(alone["mean"]["dice"]["ci95"])
