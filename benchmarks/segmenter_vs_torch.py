@@ -5,7 +5,8 @@ pip install torch && python benchmarks/segmenter_vs_torch.py
 
 Both start from the same weights and see the same batch; the losses are compared before anything is
 timed. Steps are then timed in pairs, one of each, and the median of the ratios is printed: on a shared
-machine, absolute times mean little. Both run on one core: threads that wait count as CPU time.
+machine, absolute times mean little. Both run on one core: threads that wait count as CPU time. PyTorch has
+its faster layout, channels_last.
 """
 
 import argparse
