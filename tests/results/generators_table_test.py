@@ -52,7 +52,7 @@ def _write(path, content):
 
 
 def _run(root, variant, draw, dice, consistency):
-    """Two cases of two methods; the one that draws is `gain` better."""
+    """Six cases of two methods; the one that draws is `gain` better."""
     workdir = root / "busi" / variant / f"draw_{draw}"
     methods = ["real_only", "separate"]
     config = {
@@ -64,7 +64,7 @@ def _run(root, variant, draw, dice, consistency):
         "train": {"num_steps": 400},
     }
     _write(workdir / "config.json", config)
-    splits = {"train": ["a"] * 32, "validation": ["b"] * 8, "test/test": ["c", "d"]}
+    splits = {"train": ["a"] * 32, "validation": ["b"] * 8, "test/test": list("cdefgh")}
     _write(workdir / "splits.json", splits)
     for method, value in zip(methods, (0.5, dice), strict=True):
         folder = workdir / method
@@ -72,7 +72,7 @@ def _run(root, variant, draw, dice, consistency):
         names = ("dice", "jaccard", "hd95", "sensitivity", "precision")
         cases = [
             {"case": c, "status": "ok", **dict.fromkeys(names, value + extra)}
-            for c, extra in (("c", 0.0), ("d", 0.2))
+            for c, extra in zip("cdefgh", 3 * (0.0, 0.2), strict=True)
         ]
         _write(folder / "evaluation" / "test" / "cases.json", cases)
         _write(folder / "evaluation" / "test" / "summary.json", {})
