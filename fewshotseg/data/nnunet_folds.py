@@ -16,7 +16,10 @@ from fewshotseg import files
 from fewshotseg.data import split_files
 from fewshotseg.errors import InputError
 
-_CHANNEL = re.compile(r"_\d{4}$")  # of `CASE_0000`; in a list of folds it is CASE
+
+def without_channel(name: str) -> str:
+    """CASE, of `CASE_0000`: what it is called in a list of folds, and what its labels are called."""
+    return re.sub(r"_\d{4}$", "", name)
 
 
 def read(path: str | os.PathLike[str], fold: int, known: Sequence[str]) -> dict | None:
@@ -46,9 +49,9 @@ def read(path: str | os.PathLike[str], fold: int, known: Sequence[str]) -> dict 
             f'{path}: fold {fold} is not of the form {{"train": ["id", ...], "val": ["id", ...]}}.'
         ) from error
     names = {case_id: case_id for case_id in known}
-    count = collections.Counter(_CHANNEL.sub("", case_id) for case_id in known)
+    count = collections.Counter(map(without_channel, known))
     for case_id in known:
-        name = _CHANNEL.sub("", case_id)
+        name = without_channel(case_id)
         if count[name] == 1:
             names.setdefault(name, case_id)
     origin = f"{path} (fold {fold})"
@@ -76,7 +79,7 @@ def write(
     """
     parts = {"train": (*split.train, *split.validation), "val": split.test}
     every = {*known, *parts["train"], *parts["val"]}
-    channels = len({_CHANNEL.sub("", case_id) for case_id in every}) == len(every)
-    names = {case_id: _CHANNEL.sub("", case_id) if channels else case_id for case_id in every}
+    channels = len(set(map(without_channel, every))) == len(every)
+    names = {case_id: without_channel(case_id) if channels else case_id for case_id in every}
     fold = {part: sorted(names[i] for i in ids) for part, ids in parts.items()}
     files.write_json(path, [fold])

@@ -5,7 +5,7 @@ import pathlib
 
 from fewshotseg import errors, files
 from fewshotseg.runs import folder
-from fewshotseg.training import build, config_check, devices, timing, train
+from fewshotseg.training import build, build_parts, config_check, devices, timing, train
 
 STAGES = ("pretrain", "train")
 
@@ -60,9 +60,8 @@ def plan(config, workdir: pathlib.Path, minutes: float = 0.0) -> build.Experimen
 
 def _shorten(config, steps):
     """Gives both stages so many steps; raises InputError where something no longer goes together."""
-    for stage in STAGES:
-        config[stage].num_steps = steps[stage]
-    config.optim.warmup_steps = min(config.optim.warmup_steps, config.train.num_steps - 1)
+    config.pretrain.num_steps = steps["pretrain"]
+    build_parts.set_num_steps(config, steps["train"])
     config_check.check_config(config)
 
 

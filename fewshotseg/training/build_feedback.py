@@ -225,8 +225,7 @@ def _trial(config, data, spec, name, players, theta, further, create_training):
     data = dataclasses.replace(data, validation={k: v[outer] for k, v in data.validation.items()})
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.train.num_steps = config.feedback.num_steps or config.train.num_steps
-        config.optim.warmup_steps = min(config.optim.warmup_steps, config.train.num_steps - 1)
+        build_parts.set_num_steps(config, config.feedback.num_steps or config.train.num_steps)
 
     def run(found):
         of_starts = []

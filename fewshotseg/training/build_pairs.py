@@ -68,6 +68,11 @@ def pretraining_method(config) -> Method:
     return Method(sources=() if source == "generator" else (source,))
 
 
+def searched_sides(config) -> tuple[str, ...]:
+    """Of the generator, those whose architecture is searched."""
+    return tuple(side for side in ("encoder", "decoder") if config.search[side])
+
+
 def moving_variables(config, method: Method) -> tuple[str, ...]:
     """The outer variables in theta: of `outer.variables` those that make a difference to the method.
 
@@ -79,7 +84,7 @@ def moving_variables(config, method: Method) -> tuple[str, ...]:
     if not method.moves_theta:
         return ()
     known = set(pair_sources.variables(method.sources))
-    if not (config.search.encoder or config.search.decoder):
+    if not searched_sides(config):
         known.discard("architecture")
     return tuple(name for name in config.outer.variables if name in known)
 

@@ -17,12 +17,16 @@ from fewshotseg.training.build_pairs import FAMILIES
 RATED = 1003  # folded into the key of an outer batch, for the pairs whose rating counts
 
 
+def set_num_steps(config, num_steps: int) -> None:
+    """Gives the training so many steps, and a warm-up that is over before they are."""
+    config.train.num_steps = num_steps
+    config.optim.warmup_steps = min(config.optim.warmup_steps, num_steps - 1)
+
+
 def create_spec(config, num_classes: int) -> factory.Spec:
     """What data and search decide about the networks."""
-    searched = tuple(side for side in ("encoder", "decoder") if config.search[side])
-    return factory.Spec(
-        num_classes, canvas.as_size(config.data.image_size), config.data.channels, searched
-    )
+    size, searched = canvas.as_size(config.data.image_size), build_pairs.searched_sides(config)
+    return factory.Spec(num_classes, size, config.data.channels, searched)
 
 
 def _block(config, name: str = "") -> tuple[str, dict[str, Any]]:

@@ -83,8 +83,7 @@ def create_search(
     fields, method = search_fields(config), build_pairs.resolve_method(config, name)
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.train.num_steps = fields["num_steps"]
-        config.optim.warmup_steps = min(config.optim.warmup_steps, fields["num_steps"] - 1)
+        build_parts.set_num_steps(config, fields["num_steps"])
         config.outer.gradient = "reverse"  # the others bar forward mode
         make_cheaper(config.segmenter, fields["width_share"], fields["frozen_encoder"])
     networks = build_parts.create_networks(config, spec, method)

@@ -150,9 +150,8 @@ def compare_estimators(config, workdir: str | pathlib.Path) -> list[Row]:
     batches, outer_batch = draw(arrays, keys), draw_outer(unseen, keys[0])
     del arrays, unseen
     choices = list(dict.fromkeys((REFERENCE, *config.diagnose.estimators)))
-    if (
-        not config.outer.through_generator_training
-    ):  # those who perturb trainings cannot but go through it
+    # Those who perturb trainings cannot but go through the generator's.
+    if not config.outer.through_generator_training:
         choices = [choice for choice in choices if not ESTIMATORS[parse_choice(choice)[0]].draws]
     rows = []
     total = len(choices) * len(config.diagnose.inner_steps)

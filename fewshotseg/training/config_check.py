@@ -16,7 +16,12 @@ from fewshotseg.genseg import pair_sources
 from fewshotseg.methods import GENERATED, METHODS
 from fewshotseg.results import centre_lines
 from fewshotseg.training import devices
-from fewshotseg.training.build_pairs import FAMILIES, moving_variables, resolve_method
+from fewshotseg.training.build_pairs import (
+    FAMILIES,
+    moving_variables,
+    resolve_method,
+    searched_sides,
+)
 from fewshotseg.training.config_tables import BOUNDS, CHOICES, DIVIDED, MAY_BE_EMPTY
 from fewshotseg.training.estimators import ESTIMATORS, choose_gradient, parse_choice
 
@@ -244,15 +249,12 @@ def _check_outer(config):
             )
         if outer.variables and not moving_variables(config, method):
             known = ", ".join(map(repr, sorted(pair_sources.variables(method.sources))))
-            fixed = (
-                ""
-                if config.search.encoder or config.search.decoder
-                else (" ('architecture' moves with search.encoder or search.decoder)")
-            )
+            if not searched_sides(config):
+                known += " ('architecture' moves with search.encoder or search.decoder)"
             raise _fault(
                 "outer.variables",
                 tuple(outer.variables),
-                f"they make no difference to {name}, name some of {known}{fixed}",
+                f"they make no difference to {name}, name some of {known}",
             )
     if ESTIMATORS[outer.estimator].needs_symmetry and outer.through_generator_training:
         raise errors.InputError(

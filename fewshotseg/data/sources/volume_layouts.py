@@ -10,18 +10,16 @@ a folder with a DICOM series, and its labels a DICOM segmentation (`CASE.dcm`) o
 import dataclasses
 import json
 import pathlib
-import re
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from fewshotseg.data import dicom_files, label_files, volume_files, walk
+from fewshotseg.data import dicom_files, label_files, nnunet_folds, volume_files, walk
 from fewshotseg.errors import InputError
 from fewshotseg.labels import PLAIN, Labels
 
 IMAGE_FOLDERS = ("imagesTr", "images")
 LABEL_FOLDERS = ("labelsTr", "labels", "masks")
-_CHANNEL = re.compile(r"_\d{4}$")
 CHAOS_IMAGES, CHAOS_LABELS = "DICOM_anon", "Ground"
 
 
@@ -105,7 +103,7 @@ def pair_folders(images: pathlib.Path, labels: pathlib.Path, channel: int = 0) -
             if not walk.is_readable(path):
                 faults[walk.readable(stem)] = f"{walk.readable(path)}: {walk.NOT_UTF8}."
             elif stem in by_stem[-1]:
-                faults[_CHANNEL.sub("", stem)] = _twice(path, by_stem[-1][stem])
+                faults[nnunet_folds.without_channel(stem)] = _twice(path, by_stem[-1][stem])
             else:
                 by_stem[-1][stem] = path
     found, pairs = by_stem, {}
@@ -116,7 +114,7 @@ def pair_folders(images: pathlib.Path, labels: pathlib.Path, channel: int = 0) -
         elif stem not in faults:
             faults[stem] = f"{path}: there is no image {stem} or {stem}_{channel:04d} in {images}."
     for stem, path in found[0].items():
-        if stem not in found[1] and _CHANNEL.sub("", stem) not in found[1]:
+        if stem not in found[1] and nnunet_folds.without_channel(stem) not in found[1]:
             faults[stem] = f"{path}: this image has no labels in {labels}: label it or remove it."
     return Layout(pairs, {stem: found[1][stem] for stem in pairs}, (), faults)
 

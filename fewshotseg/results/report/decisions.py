@@ -103,9 +103,7 @@ def _rows(record: Mapping[str, Any]):
                 yield (
                     label,
                     *cells,
-                    "∞"
-                    if t[i] is None
-                    else f"{t[i]:.1f}",  # all folds the same: JSON has no infinity
+                    _t_value(t[i]),
                     f"{p[i]:.3f}",
                     _meaning(start, end, mean[i], p[i] <= level),
                 )
@@ -118,6 +116,10 @@ def _first(rounds, key, name) -> list[float | None]:
     """Of the first round: the evidence at the theta before."""
     found = rounds[0].get(key) or {}
     return np.ravel(found[name]).tolist() if name in found else []
+
+
+def _t_value(t: float | None) -> str:
+    return "∞" if t is None else f"{t:.1f}"  # all folds say the same, and JSON has no infinity
 
 
 def _meaning(start: float, end: float, mean: float, significant: bool) -> str:
